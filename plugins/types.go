@@ -1,0 +1,33 @@
+// Package plugins names what Starlight registers with containerd: plugin types,
+// plugin IDs and label keys. It holds constants only, so that everything may
+// import it and it imports nothing of ours.
+package plugins
+
+import "github.com/containerd/plugin"
+
+// EnginePlugin is the type of the plugin that owns all lazy state of the node.
+// It is a type of its own, and requires nothing, so that the content plugin
+// (on which metadata depends) can depend on it without a cycle.
+const EnginePlugin plugin.Type = "io.containerd.starlight.v1"
+
+const (
+	// EngineID is the ID of the one EnginePlugin; its TOML section is
+	// [plugins.'io.containerd.starlight.v1.engine'].
+	EngineID = "engine"
+
+	// SnapshotterName is the ID of the snapshotter.
+	SnapshotterName = "starlight"
+
+	// ServiceID is the ID of the gRPC service on containerd's socket.
+	ServiceID = "starlight"
+)
+
+const (
+	// LabelTargetSnapshot is set by unpackers on Prepare: the chain ID that the
+	// prepared snapshot will be committed as (the remote snapshotter protocol).
+	LabelTargetSnapshot = "containerd.io/snapshot.ref"
+
+	// LabelChain marks a committed snapshot whose content is the lazy tree of
+	// the chain ID that is its value, and not a directory of its own.
+	LabelChain = "containerd.io/snapshot/starlight.chain"
+)

@@ -1,0 +1,57 @@
+// Package wire is the protocol between a worker and proxyd: routes, requests,
+// the delta bundle, its limits, encoder and decoder. Both sides import it, and
+// it imports nothing of ours but toc below it.
+//
+// # Delta bundle
+//
+// One request is answered by one streamed bundle:
+//
+//	bundle   = preamble *frame
+//	preamble = "SLDB" version(1 byte) 0 0 0
+//	frame    = type(1 byte) flags(1 byte) length(uvarint) payload(length bytes)
+//
+// Flag 1 (compressed) says that the payload is one zstd frame. Frames come in
+// this order; a reader refuses any other:
+//
+//	progress*                      JSON Progress; while an unknown image is ingested
+//	retry                          ends the bundle: proxyd is ready now, ask again
+//	or
+//	header                         JSON Header
+//	blob × Header.Blobs            raw bytes of index, manifest, config (not on resume)
+//	toc × Header.Layers with Sent  encoded TOC of the layer
+//	data*                          contents, most urgent first
+//	end                            ends the bundle: everything promised was sent
+//
+// An error frame (JSON Error) may take the place of any frame and ends the
+// bundle. A bundle without end, retry or error was cut off. The bundle that
+// answers an ObjectsRequest has data frames and end only.
+//
+// Why retry: a worker holds back its other requests until it has the header of
+// the one before, so that two pulls at once never ask for the same object
+// twice. It must not hold them back for as long as an ingest takes; on the first
+// progress frame it lets them go, and asks again with a fresh inventory.
+//
+// # Object list
+//
+// Objects are named by their index in the image's object list: the Objects of
+// the TOCs of the image's layers, from the lowest to the top, each digest where it
+// first appears. Both sides derive it from the TOCs alone.
+//
+// # Data frames
+//
+//	data    = index contents
+//	index   = count(uvarint) *entry
+//	entry   = kind(1 byte) object(uvarint) piece(uvarint) length(uvarint)
+//	contents = the bytes of all entries, one after the other
+//
+// The index is never compressed; the contents are one zstd frame if the flag is
+// set. Kind 0 (plain) is a piece of an object: piece number (0 for objects of at
+// most PieceSize bytes), and its length, which the TOC gives too; a mismatch is an
+// error. Other kinds are reserved for patches against objects that the worker
+// has; a reader refuses kinds it does not know, and a writer sends only kinds that
+// the request allows. The pieces of one object come in order, and may be
+// interleaved with other objects.
+//
+// Every piece is checked against its sha256 in the TOC before anybody can read
+// it, and every object against its own before it is complete.
+package wire

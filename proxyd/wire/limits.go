@@ -1,0 +1,15 @@
+package wire
+
+// Limits of the protocol. A reader refuses what is over them before it
+// allocates anything.
+const (
+	MaxRequest   = 16 << 20 // bytes of a request, uncompressed
+	MaxHeader    = 4 << 20  // bytes of a header, progress or error payload
+	MaxBlob      = 16 << 20 // bytes of an index, manifest or config
+	MaxTOCFrame  = 256 << 20
+	MaxData      = 4 << 20 // bytes of a data frame's contents, uncompressed
+	MaxDataIndex = 64 << 10
+	MaxLayers    = 512
+	MaxHave      = 4096
+	MaxAsk       = 4096 // objects in one ObjectsRequest
+)
