@@ -31,3 +31,14 @@ const (
 	// the chain ID that is its value, and not a directory of its own.
 	LabelChain = "containerd.io/snapshot/starlight.chain"
 )
+
+// Exports of the engine plugin, for the plugins that build on it. They are set
+// even if the engine could not start.
+const (
+	// ExportRoot is the directory shared by engine and snapshotter.
+	ExportRoot = "root"
+
+	// ExportDefaultSnapshotter is "true" if starlight is the snapshotter of
+	// clients that name none.
+	ExportDefaultSnapshotter = "default_snapshotter"
+)

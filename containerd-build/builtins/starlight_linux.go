@@ -1,0 +1,8 @@
+package builtins
+
+import (
+	_ "github.com/starlight-delta/starlight/plugins/content/plugin"
+	_ "github.com/starlight-delta/starlight/plugins/engine/plugin"
+	_ "github.com/starlight-delta/starlight/plugins/snapshots/starlight/plugin"
+	_ "github.com/starlight-delta/starlight/plugins/transfer/plugin"
+)
