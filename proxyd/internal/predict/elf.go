@@ -1,0 +1,310 @@
+package predict
+
+import (
+	"debug/elf"
+	"encoding/binary"
+	"errors"
+	"path"
+	"strings"
+)
+
+// Limits on what is read of one ELF file. debug/elf is not used because it
+// wants section headers, which nobody needs at run time and which a hostile
+// file can make gigabytes of.
+const (
+	maxProgs   = 512
+	maxDynamic = 64 << 10 // bytes
+	maxStrings = 1 << 20  // bytes of the dynamic string table
+	maxNeeded  = 256      // libraries of one file
+	maxLoaded  = 1024     // libraries of one program
+	maxInterp  = 4096
+)
+
+var errNotELF = errors.New("not an ELF file")
+
+// binaryInfo is what the kernel and ld.so look at in an ELF file.
+type binaryInfo struct {
+	class           byte
+	machine         elf.Machine
+	interp          string
+	needed          []string
+	rpath, runpath  []string
+	dynamicallyLoad bool
+}
+
+type segment struct{ typ, off, vaddr, filesz uint64 }
+
+// parseELF reads program headers and the dynamic section through readAt.
+func parseELF(readAt func([]byte, int64) (int, error)) (*binaryInfo, error) {
+	var hdr [64]byte
+	if n, err := readAt(hdr[:], 0); n < 52 {
+		return nil, errors.Join(errNotELF, err)
+	}
+	if string(hdr[:4]) != elf.ELFMAG {
+		return nil, errNotELF
+	}
+	var order binary.ByteOrder = binary.LittleEndian
+	if elf.Data(hdr[elf.EI_DATA]) == elf.ELFDATA2MSB {
+		order = binary.BigEndian
+	}
+	info := &binaryInfo{class: hdr[elf.EI_CLASS], machine: elf.Machine(order.Uint16(hdr[18:]))}
+	segments, err := readSegments(readAt, hdr[:], order)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range segments {
+		switch elf.ProgType(s.typ) { //nolint:gosec // 32 bits on disk
+		case elf.PT_INTERP:
+			b := make([]byte, min(s.filesz, maxInterp))
+			n, _ := readAt(b, int64(s.off)) //nolint:gosec // readAt refuses negative offsets
+			info.interp, _, _ = strings.Cut(string(b[:n]), "\x00")
+		case elf.PT_DYNAMIC:
+			info.readDynamic(readAt, s, segments, order)
+		}
+	}
+	return info, nil
+}
+
+func readSegments(readAt func([]byte, int64) (int, error), hdr []byte, order binary.ByteOrder) ([]segment, error) {
+	is64 := elf.Class(hdr[elf.EI_CLASS]) == elf.ELFCLASS64
+	var off uint64
+	var size, num, minSize int
+	if is64 {
+		off, size, num, minSize = order.Uint64(hdr[32:]), int(order.Uint16(hdr[54:])), int(order.Uint16(hdr[56:])), 56
+	} else {
+		off, size, num, minSize = uint64(order.Uint32(hdr[28:])), int(order.Uint16(hdr[42:])), int(order.Uint16(hdr[44:])), 32
+	}
+	if size < minSize || size > 256 {
+		return nil, errNotELF
+	}
+	b := make([]byte, size*min(num, maxProgs))
+	n, _ := readAt(b, int64(off)) //nolint:gosec // readAt refuses negative offsets
+	var segments []segment
+	for b = b[:n]; len(b) >= size; b = b[size:] {
+		s := segment{typ: uint64(order.Uint32(b))}
+		if is64 {
+			s.off, s.vaddr, s.filesz = order.Uint64(b[8:]), order.Uint64(b[16:]), order.Uint64(b[32:])
+		} else {
+			s.off, s.vaddr, s.filesz = uint64(order.Uint32(b[4:])), uint64(order.Uint32(b[8:])), uint64(order.Uint32(b[16:]))
+		}
+		segments = append(segments, s)
+	}
+	return segments, nil
+}
+
+func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn segment, segments []segment, order binary.ByteOrder) {
+	b := make([]byte, min(dyn.filesz, maxDynamic))
+	n, _ := readAt(b, int64(dyn.off)) //nolint:gosec // readAt refuses negative offsets
+	b = b[:n]
+	info.dynamicallyLoad = true
+	word := func(b []byte) uint64 { return uint64(order.Uint32(b)) }
+	size := 4
+	if elf.Class(info.class) == elf.ELFCLASS64 {
+		word, size = order.Uint64, 8
+	}
+	type tag struct{ tag, val uint64 }
+	var tags []tag
+	var table, tableSize uint64
+	for ; len(b) >= 2*size; b = b[2*size:] {
+		t := tag{word(b), word(b[size:])}
+		switch elf.DynTag(t.tag) { //nolint:gosec // compared, not computed with
+		case elf.DT_NULL:
+			b = nil
+		case elf.DT_STRTAB:
+			table = t.val
+		case elf.DT_STRSZ:
+			tableSize = t.val
+		case elf.DT_NEEDED, elf.DT_RPATH, elf.DT_RUNPATH:
+			if len(tags) < maxNeeded {
+				tags = append(tags, t)
+			}
+		}
+		if b == nil {
+			break
+		}
+	}
+	strtab := readStrings(readAt, table, tableSize, segments)
+	for _, t := range tags {
+		if t.val >= uint64(len(strtab)) {
+			continue
+		}
+		s, _, _ := strings.Cut(strtab[t.val:], "\x00")
+		switch elf.DynTag(t.tag) { //nolint:gosec // compared, not computed with
+		case elf.DT_NEEDED:
+			info.needed = append(info.needed, s)
+		case elf.DT_RPATH:
+			info.rpath = strings.Split(s, ":")
+		case elf.DT_RUNPATH:
+			info.runpath = strings.Split(s, ":")
+		}
+	}
+}
+
+// readStrings reads the dynamic string table, which is named by address.
+func readStrings(readAt func([]byte, int64) (int, error), addr, size uint64, segments []segment) string {
+	for _, s := range segments {
+		if elf.ProgType(s.typ) != elf.PT_LOAD || addr < s.vaddr || addr-s.vaddr >= s.filesz { //nolint:gosec // 32 bits on disk
+			continue
+		}
+		b := make([]byte, min(size, maxStrings, s.filesz-(addr-s.vaddr)))
+		n, _ := readAt(b, int64(s.off+addr-s.vaddr)) //nolint:gosec // readAt refuses negative offsets
+		return string(b[:n])
+	}
+	return ""
+}
+
+// parse reads a node as an ELF file.
+func (p *predictor) parse(n *node) (*binaryInfo, error) {
+	return parseELF(func(b []byte, off int64) (int, error) { return p.readAt(n, b, off) })
+}
+
+// load adds an ELF program, its interpreter and its libraries, breadth first.
+func (p *predictor) load(n *node, info *binaryInfo) {
+	p.add(n)
+	if info.interp != "" {
+		p.addAll(info.interp)
+	}
+	if !info.dynamicallyLoad {
+		return
+	}
+	p.addAll("/etc/ld.so.preload", "/etc/ld.so.cache")
+	type item struct {
+		n     *node
+		info  *binaryInfo
+		rpath []string // of the file and of those that loaded it
+	}
+	queue := []item{{n, info, nil}}
+	known := make(map[string]bool)
+	for len(queue) > 0 && len(known) < maxLoaded {
+		it := queue[0]
+		queue = queue[1:]
+		rpath := it.rpath
+		if it.info.runpath == nil {
+			rpath = append(expand(it.info.rpath, it.n.path), rpath...)
+		}
+		dirs := p.searchDirs(rpath, expand(it.info.runpath, it.n.path), info.machine)
+		for _, name := range it.info.needed {
+			if known[name] {
+				continue
+			}
+			known[name] = true
+			lib := p.findLibrary(name, dirs, info.machine)
+			if lib == nil {
+				continue
+			}
+			p.add(lib)
+			if li, err := p.parse(lib); err == nil {
+				queue = append(queue, item{lib, li, rpath[:len(rpath):len(rpath)]})
+			}
+		}
+	}
+}
+
+// expand replaces $ORIGIN in the directories of a file's search path.
+func expand(dirs []string, file string) []string {
+	origin := "/" + parentOf(file)
+	out := make([]string, 0, len(dirs))
+	for _, d := range dirs {
+		if d != "" {
+			out = append(out, strings.NewReplacer("${ORIGIN}", origin, "$ORIGIN", origin, "$LIB", "lib", "${LIB}", "lib").Replace(d))
+		}
+	}
+	return out
+}
+
+var multiarch = map[elf.Machine]string{
+	elf.EM_X86_64: "x86_64-linux-gnu", elf.EM_386: "i386-linux-gnu", elf.EM_AARCH64: "aarch64-linux-gnu",
+	elf.EM_ARM: "arm-linux-gnueabihf", elf.EM_PPC64: "powerpc64le-linux-gnu", elf.EM_S390: "s390x-linux-gnu",
+	elf.EM_RISCV: "riscv64-linux-gnu", elf.EM_LOONGARCH: "loongarch64-linux-gnu",
+}
+
+// searchDirs lists the directories in the order of ld.so.
+func (p *predictor) searchDirs(rpath, runpath []string, m elf.Machine) []string {
+	dirs := append([]string{}, rpath...)
+	for d := range strings.SplitSeq(p.env["LD_LIBRARY_PATH"], ":") {
+		if d != "" {
+			dirs = append(dirs, d)
+		}
+	}
+	dirs = append(dirs, runpath...)
+	dirs = append(dirs, p.confDirs()...)
+	if name := multiarch[m]; name != "" {
+		dirs = append(dirs, "/lib/"+name, "/usr/lib/"+name)
+	} else if m == 0 {
+		for _, name := range []string{"x86_64-linux-gnu", "aarch64-linux-gnu"} {
+			dirs = append(dirs, "/lib/"+name, "/usr/lib/"+name)
+		}
+	}
+	return append(dirs, "/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
+}
+
+// findLibrary looks a needed library up; a library for another machine is passed over.
+func (p *predictor) findLibrary(name string, dirs []string, m elf.Machine) *node {
+	if strings.Contains(name, "/") {
+		return p.view.file(name)
+	}
+	for _, dir := range dirs {
+		n := p.view.file(path.Join(dir, name))
+		if n == nil {
+			continue
+		}
+		var hdr [20]byte
+		if got, _ := p.readAt(n, hdr[:], 0); m != 0 && got == len(hdr) {
+			order := binary.ByteOrder(binary.LittleEndian)
+			if elf.Data(hdr[elf.EI_DATA]) == elf.ELFDATA2MSB {
+				order = binary.BigEndian
+			}
+			if elf.Machine(order.Uint16(hdr[18:])) != m {
+				continue
+			}
+		}
+		return n
+	}
+	return nil
+}
+
+// confDirs reads /etc/ld.so.conf, or the path file of musl.
+func (p *predictor) confDirs() []string {
+	if p.libDirs != nil {
+		return p.libDirs
+	}
+	p.libDirs = []string{}
+	if etc := p.view.dir("/etc"); etc != nil {
+		for _, name := range etc.children {
+			if strings.HasPrefix(name, "ld-musl-") && strings.HasSuffix(name, ".path") {
+				p.libDirs = append(p.libDirs, strings.FieldsFunc(string(p.script(p.view.file("/etc/"+name))), func(r rune) bool {
+					return r == ':' || r == '\n'
+				})...)
+			}
+		}
+	}
+	p.readConf("/etc/ld.so.conf", 0)
+	return p.libDirs
+}
+
+func (p *predictor) readConf(name string, depth int) {
+	if depth > 4 || len(p.libDirs) > 256 {
+		return
+	}
+	for line := range strings.Lines(string(p.script(p.view.file(name)))) {
+		line, _, _ = strings.Cut(line, "#")
+		line = strings.TrimSpace(line)
+		pattern, include := strings.CutPrefix(line, "include ")
+		switch {
+		case line == "" || len(p.libDirs) > 256:
+		case !include:
+			p.libDirs = append(p.libDirs, line)
+		default:
+			dir, base := path.Split(abs("/etc", strings.TrimSpace(pattern)))
+			d := p.view.dir(dir)
+			if d == nil {
+				continue
+			}
+			for _, c := range d.children {
+				if ok, err := path.Match(base, c); err == nil && ok {
+					p.readConf(dir+c, depth+1)
+				}
+			}
+		}
+	}
+}

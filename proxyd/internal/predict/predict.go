@@ -1,0 +1,303 @@
+package predict
+
+import (
+	"context"
+	"errors"
+	"io"
+	"path"
+	"sort"
+	"strings"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// NoObject is Entry.Object of everything that is not a non-empty regular file.
+const NoObject = -1
+
+// Entry is one name of the image's merged tree.
+type Entry struct {
+	// Path without the leading slash; "" is the root.
+	Path string
+	Type toc.Type
+	// Mode holds the permission bits.
+	Mode uint32
+	// Link is the target of a symlink.
+	Link string
+	// Object is the index in the image's object list, or NoObject.
+	Object int
+	Size   int64
+}
+
+// Config is what of an image's config matters for a start.
+type Config struct {
+	Entrypoint, Cmd, Env []string
+	WorkingDir           string
+}
+
+// Objects reads the contents of the image's objects.
+type Objects interface {
+	// ReadObjectAt fills p from offset off of an object, with the rules of io.ReaderAt.
+	ReadObjectAt(ctx context.Context, object uint32, p []byte, off int64) (int, error)
+}
+
+// Limits bounds the work that one image can cause.
+type Limits struct {
+	Bytes    int64 // read from objects in total
+	Script   int64 // read from one script, module or configuration file
+	Programs int   // started by scripts and arguments
+	Modules  int   // imported by Node or Python programs
+}
+
+// DefaultLimits suits images of up to some hundred thousand files: a few
+// seconds of work at the very worst.
+func DefaultLimits() Limits {
+	return Limits{Bytes: 256 << 20, Script: 1 << 20, Programs: 96, Modules: 20000}
+}
+
+// maxDepth bounds the recursion of "#!" chains, scripts and imports. The kernel
+// allows 5 levels of the first; imports of real programs nest some hundred deep.
+const maxDepth = 256
+
+// Order returns the objects of the tree's regular files, each once, in the
+// order in which they should be sent. It fails only if ctx ends.
+func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, limits Limits) ([]uint32, error) {
+	p := &predictor{
+		ctx:     ctx,
+		view:    newView(entries),
+		objects: objects,
+		limits:  limits,
+		left:    limits.Bytes,
+		cfg:     cfg,
+		env:     environment(cfg.Env),
+		seen:    make(map[int]bool, len(entries)),
+		ran:     make(map[string]bool),
+		loaded:  make(map[string]bool),
+	}
+	p.start()
+	p.rest()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	return p.order, nil
+}
+
+// predictor is the state of one Order.
+type predictor struct {
+	ctx     context.Context // of the one call of Order that this value lives for
+	view    *view
+	objects Objects
+	limits  Limits
+	left    int64 // of limits.Bytes
+	cfg     Config
+	env     map[string]string
+
+	order    []uint32
+	seen     map[int]bool    // objects in order
+	ran      map[string]bool // programs and scripts already followed, by path and arguments
+	programs int
+	loaded   map[string]bool // modules already followed
+	own      []string        // directories that belong to the programs
+	names    []string        // base names of the programs
+	libDirs  []string        // of /etc/ld.so.conf, nil until read
+}
+
+// start follows the program of the config.
+func (p *predictor) start() {
+	// runc looks the user up before it starts anything.
+	p.addAll("/etc/passwd", "/etc/group")
+	argv := append(append([]string{}, p.cfg.Entrypoint...), p.cfg.Cmd...)
+	p.command(argv, p.workDir(), 0)
+	p.addAll("/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/hosts", "/etc/host.conf",
+		"/etc/gai.conf", "/etc/localtime", "/etc/timezone", "/etc/environment", "/etc/os-release",
+		"/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
+	for _, lib := range []string{"libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"} {
+		if n := p.findLibrary(lib, p.searchDirs(nil, nil, 0), 0); n != nil {
+			p.add(n)
+		}
+	}
+	p.addAll("/etc/ssl/openssl.cnf", "/usr/lib/ssl/openssl.cnf", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem",
+		"/etc/pki/tls/certs/ca-bundle.crt", "/usr/lib/locale/C.utf8/LC_CTYPE", "/usr/lib/locale/locale-archive")
+}
+
+func (p *predictor) workDir() string {
+	return path.Clean("/" + p.cfg.WorkingDir)
+}
+
+// add appends the object of a node, if it has one and it is new.
+func (p *predictor) add(n *node) {
+	if n == nil || n.object < 0 || p.seen[n.object] {
+		return
+	}
+	p.seen[n.object] = true
+	p.order = append(p.order, uint32(n.object)) //nolint:gosec // object lists are below 1<<32: toc.MaxEntries
+}
+
+func (p *predictor) addAll(names ...string) {
+	for _, name := range names {
+		p.add(p.view.lookup(name))
+	}
+}
+
+// errBudget ends reading when the image has had its share.
+var errBudget = errors.New("read budget spent")
+
+// readAt reads from a node's object within the budget.
+func (p *predictor) readAt(n *node, b []byte, off int64) (int, error) {
+	if n == nil || n.object < 0 || off < 0 || off >= n.size {
+		return 0, io.EOF
+	}
+	if err := p.ctx.Err(); err != nil {
+		return 0, err
+	}
+	if int64(len(b)) > n.size-off {
+		b = b[:n.size-off]
+	}
+	if p.left -= int64(len(b)); p.left < 0 {
+		return 0, errBudget
+	}
+	return p.objects.ReadObjectAt(p.ctx, uint32(n.object), b, off) //nolint:gosec // see add
+}
+
+// readFile returns the beginning of a node's content, at most max bytes.
+func (p *predictor) readFile(n *node, limit int64) []byte {
+	if n == nil || n.object < 0 || n.size <= 0 {
+		return nil
+	}
+	b := make([]byte, min(n.size, limit, max(p.left, 0)))
+	got, err := p.readAt(n, b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil
+	}
+	return b[:got]
+}
+
+// script reads a text file as far as the limit for one of them goes.
+func (p *predictor) script(n *node) []byte { return p.readFile(n, p.limits.Script) }
+
+func environment(env []string) map[string]string {
+	m := make(map[string]string, len(env))
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok {
+			m[k] = v
+		}
+	}
+	if m["PATH"] == "" {
+		m["PATH"] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	}
+	return m
+}
+
+// The classes in which files are sent that nothing predicted.
+const (
+	classWork = iota // below the working directory
+	classOwn         // directories of the programs
+	classRest
+	classCold // hardly ever opened
+)
+
+// rest appends everything that the start did not reach: by class, then small
+// before large so that most files arrive early, then by name, because
+// neighbours compress well together.
+func (p *predictor) rest() {
+	type item struct {
+		n      *node
+		class  int
+		bucket int
+	}
+	work := strings.TrimPrefix(p.workDir(), "/")
+	own := p.ownPrefixes()
+	var items []item
+	for _, n := range p.view.files {
+		if p.seen[n.object] {
+			continue
+		}
+		it := item{n: n, class: classRest}
+		switch {
+		case cold(n.path):
+			it.class = classCold
+		case work != "" && strings.HasPrefix(n.path, work+"/"):
+			it.class = classWork
+		case hasPrefix(n.path, own):
+			it.class = classOwn
+		}
+		switch {
+		case n.size > 4<<20:
+			it.bucket = 2
+		case n.size > 256<<10:
+			it.bucket = 1
+		}
+		items = append(items, it)
+	}
+	sort.SliceStable(items, func(i, j int) bool {
+		a, b := items[i], items[j]
+		if a.class != b.class {
+			return a.class < b.class
+		}
+		if a.bucket != b.bucket {
+			return a.bucket < b.bucket
+		}
+		return a.n.path < b.n.path
+	})
+	for _, it := range items {
+		p.add(it.n)
+	}
+}
+
+// ownPrefixes are the directories that belong to the programs by convention.
+func (p *predictor) ownPrefixes() []string {
+	own := make([]string, 0, len(p.own)+6*len(p.names))
+	for _, dir := range p.own {
+		own = append(own, strings.Trim(dir, "/")+"/")
+	}
+	for _, name := range p.names {
+		own = append(own, "etc/"+name, "usr/share/"+name+"/", "usr/lib/"+name+"/", "usr/libexec/"+name,
+			"var/lib/"+name+"/", "usr/local/lib/"+name+"/", "usr/local/share/"+name+"/", "opt/"+name+"/")
+	}
+	return own
+}
+
+func hasPrefix(name string, prefixes []string) bool {
+	for _, pre := range prefixes {
+		if strings.HasPrefix(name, pre) {
+			return true
+		}
+	}
+	return false
+}
+
+var (
+	coldDirs = map[string]bool{
+		"doc": true, "docs": true, "man": true, "info": true, "help": true, "gtk-doc": true, "locale": true,
+		"i18n": true, "include": true, "test": true, "tests": true, "__tests__": true, "testdata": true,
+		"examples": true, "example": true, "samples": true, "pkgconfig": true, "cmake": true, "lintian": true,
+		"bash-completion": true, "zsh": true, "fish": true, "licenses": true, "benchmark": true, "benchmarks": true,
+	}
+	coldSuffixes = []string{
+		".a", ".la", ".h", ".hpp", ".md", ".map", ".ts", ".tsx", ".flow", ".rst", ".html", ".pyi", ".gz", ".1", ".3",
+		".8", ".c", ".cc", ".markdown", ".coffee", ".pc", ".mo", ".po", ".pdf",
+	}
+	coldPrefixes = []string{"var/lib/dpkg/", "var/lib/apt/", "lib/apk/", "var/cache/", "usr/share/zoneinfo/", "usr/share/perl", "boot/", "var/log/"}
+)
+
+// cold tells whether a running program hardly ever opens a file of this name.
+func cold(name string) bool {
+	if hasPrefix(name, coldPrefixes) {
+		return true
+	}
+	dir := path.Dir(name)
+	for part := range strings.SplitSeq(dir, "/") {
+		if coldDirs[part] {
+			return true
+		}
+	}
+	base := path.Base(name)
+	for _, suffix := range coldSuffixes {
+		if strings.HasSuffix(base, suffix) {
+			// What is served from a web root is meant to be read.
+			return suffix != ".html" || strings.Contains(dir, "node_modules")
+		}
+	}
+	upper := strings.ToUpper(base)
+	return strings.HasPrefix(upper, "LICENSE") || strings.HasPrefix(upper, "CHANGELOG") ||
+		strings.HasPrefix(upper, "README") || upper == "COPYRIGHT"
+}

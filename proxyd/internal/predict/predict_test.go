@@ -1,0 +1,254 @@
+package predict
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// TestOrder names, per case, files that must come in this order.
+func TestOrder(t *testing.T) {
+	tests := []struct {
+		name  string
+		files map[string]string
+		cfg   Config
+		want  []string // a subsequence of the order, at its beginning if first
+		first int      // all of want are among the first so many
+	}{
+		{
+			name: "entrypoint script runs its arguments",
+			files: map[string]string{
+				"etc/passwd": "root", "bin/sh*": "\x7fELF no", "usr/local/bin/entry.sh*": "#!/bin/sh\nset -e\n. /etc/defaults\nchown -R x /data\nexec \"$@\"\n",
+				"etc/defaults": "A=1", "usr/bin/chown*": "x", "usr/bin/redis-server*": "y", "etc/redis/redis.conf": "conf",
+				"usr/share/doc/a": "doc", "usr/bin/zzz*": "unrelated",
+			},
+			cfg:   Config{Entrypoint: []string{"entry.sh"}, Cmd: []string{"redis-server", "/etc/redis/redis.conf"}},
+			want:  []string{"etc/passwd", "usr/local/bin/entry.sh", "bin/sh", "etc/defaults", "usr/bin/chown", "etc/redis/redis.conf", "usr/bin/redis-server"},
+			first: 7,
+		},
+		{
+			name:  "wrapper and symlinks",
+			files: map[string]string{"usr/bin/tini*": "t", "bin": "-> usr/bin", "usr/bin/app*": "a", "usr/bin/other*": "o"},
+			cfg:   Config{Entrypoint: []string{"/bin/tini", "--"}, Cmd: []string{"app", "-x"}},
+			want:  []string{"usr/bin/tini", "usr/bin/app"},
+			first: 2,
+		},
+		{
+			name: "node follows require and import",
+			files: map[string]string{
+				"usr/local/bin/node*": "n", "app/package.json": `{"main":"server.js"}`,
+				"app/server.js": "const a = require('./lib/a'); import b from \"b\"; require('fs');",
+				"app/lib/a.js":  "exports.x = require('../data.json')", "app/data.json": "{}",
+				"app/lib/unused.js":               "1",
+				"app/node_modules/b/package.json": `{"exports":{".":{"import":"./esm.mjs","node":{"require":"./x.cjs"}}}}`,
+				"app/node_modules/b/esm.mjs":      "1", "app/node_modules/b/x.cjs": "require('c/deep')",
+				"app/node_modules/c/deep/index.js": "1",
+				"app/node_modules/b/README.md":     "doc",
+			},
+			cfg:   Config{Cmd: []string{"node", "server.js"}, WorkingDir: "/app"},
+			want:  []string{"usr/local/bin/node", "app/package.json", "app/server.js", "app/lib/a.js", "app/data.json", "app/node_modules/b/package.json", "app/node_modules/b/x.cjs", "app/node_modules/c/deep/index.js", "app/lib/unused.js", "app/node_modules/b/README.md"},
+			first: 11,
+		},
+		{
+			name: "npm start",
+			files: map[string]string{
+				"usr/bin/npm": "-> ../lib/node_modules/npm/bin/npm-cli.js", "usr/lib/node_modules/npm/bin/npm-cli.js*": "#!/usr/bin/env node\nrequire('../lib/cli')",
+				"usr/lib/node_modules/npm/lib/cli.js": "1", "usr/bin/env*": "e", "usr/bin/node*": "n",
+				"srv/package.json": `{"scripts":{"start":"NODE_ENV=production node ./main"}}`, "srv/main.js": "1",
+			},
+			cfg:  Config{Cmd: []string{"npm", "start"}, WorkingDir: "/srv"},
+			want: []string{"usr/lib/node_modules/npm/bin/npm-cli.js", "usr/bin/env", "usr/bin/node", "usr/lib/node_modules/npm/lib/cli.js", "srv/main.js"},
+		},
+		{
+			name: "python imports compiled code",
+			files: map[string]string{
+				"usr/local/bin/python3": "-> python3.12", "usr/local/bin/python3.12*": "p",
+				"usr/local/lib/python3.12/encodings/__init__.py":                                "import codecs",
+				"usr/local/lib/python3.12/encodings/__pycache__/__init__.cpython-312.pyc":       "c1",
+				"usr/local/lib/python3.12/encodings/__pycache__/__init__.cpython-312.opt-1.pyc": "c2",
+				"usr/local/lib/python3.12/codecs.py":                                            "x",
+				"usr/local/lib/python3.12/site-packages/flask/__init__.py":                      "from .app import Flask",
+				"usr/local/lib/python3.12/site-packages/flask/app.py":                           "from . import wrappers\n",
+				"usr/local/lib/python3.12/site-packages/flask/wrappers.py":                      "y",
+				"usr/local/lib/python3.12/unused.py":                                            "z",
+				"app/main.py":                                                                   "import flask, helper\n",
+				"app/helper.py":                                                                 "h",
+			},
+			cfg:  Config{Entrypoint: []string{"python3"}, Cmd: []string{"main.py"}, WorkingDir: "/app"},
+			want: []string{"usr/local/bin/python3.12", "usr/local/lib/python3.12/encodings/__pycache__/__init__.cpython-312.pyc", "usr/local/lib/python3.12/codecs.py", "app/main.py", "usr/local/lib/python3.12/site-packages/flask/__init__.py", "usr/local/lib/python3.12/site-packages/flask/app.py", "usr/local/lib/python3.12/site-packages/flask/wrappers.py", "app/helper.py", "usr/local/lib/python3.12/unused.py"},
+		},
+		{
+			name: "the rest goes by class and size",
+			files: map[string]string{
+				"usr/bin/srv*": "s", "etc/srv.conf": "c", "work/a": "a", "usr/lib/x": "x", "usr/lib/big": strings.Repeat("b", 300<<10),
+				"usr/share/man/m": "m", "usr/include/x.h": "h",
+			},
+			cfg:   Config{Cmd: []string{"/usr/bin/srv"}, WorkingDir: "/work"},
+			want:  []string{"usr/bin/srv", "work/a", "etc/srv.conf", "usr/lib/x", "usr/lib/big", "usr/include/x.h", "usr/share/man/m"},
+			first: 7,
+		},
+		{
+			name:  "nothing to run",
+			files: map[string]string{"b": "1", "a": "2", "x": "-> y", "y": "-> x"},
+			cfg:   Config{Entrypoint: []string{"/x"}, WorkingDir: "../.."},
+			want:  []string{"a", "b"},
+			first: 2,
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			got := newTree(tt.files).paths(t, tt.cfg)
+			at := -1
+			for _, w := range tt.want {
+				i := slices.Index(got, w)
+				if i <= at {
+					t.Fatalf("%q is at %d, want it after %d; order:\n%s", w, i, at, strings.Join(got, "\n"))
+				}
+				at = i
+			}
+			if tt.first > 0 && at >= tt.first {
+				t.Errorf("%q is at %d, want all among the first %d; order:\n%s", tt.want[len(tt.want)-1], at, tt.first, strings.Join(got, "\n"))
+			}
+		})
+	}
+}
+
+// TestOrderOfHostBinaries compares with what the dynamic linker says.
+func TestOrderOfHostBinaries(t *testing.T) {
+	for _, name := range []string{"/bin/ls", "/bin/bash", "/usr/bin/git", "/usr/bin/python3"} {
+		t.Run(filepath.Base(name), func(t *testing.T) {
+			out, err := exec.Command("ldd", name).Output()
+			if err != nil {
+				t.Skipf("ldd %s: %v", name, err)
+			}
+			tr := newTree(map[string]string{"aaa": "unrelated", "etc/passwd": "root"})
+			tr.host(t, name)
+			libs := 0
+			for _, f := range strings.Fields(string(out)) {
+				if strings.HasPrefix(f, "/") {
+					tr.host(t, f)
+					libs++
+				}
+			}
+			got := tr.paths(t, Config{Cmd: []string{name}})
+			if i := slices.Index(got, "aaa"); i != len(got)-1 || libs == 0 {
+				t.Errorf("the unrelated file is at %d of %d, %d libraries: %v", i, len(got), libs, got)
+			}
+		})
+	}
+}
+
+// TestOriginAndRunpath builds real libraries that only $ORIGIN finds.
+func TestOriginAndRunpath(t *testing.T) {
+	gcc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("needs gcc to make a library with a run path")
+	}
+	for _, flag := range []string{"--enable-new-dtags", "--disable-new-dtags"} {
+		dir := t.TempDir()
+		run := func(src string, args ...string) {
+			t.Helper()
+			cmd := exec.Command(gcc, append(args, "-x", "c", "-")...)
+			cmd.Dir = dir
+			cmd.Stdin = strings.NewReader(src)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("gcc: %v: %s", err, out)
+			}
+		}
+		run("int f(void){return 1;}", "-shared", "-fPIC", "-nostdlib", "-o", "libone.so", "-Wl,-soname,libone.so")
+		cmd := exec.Command(gcc, "-nostdlib", "-o", "prog", "-Wl,-rpath,$ORIGIN/../lib", "-Wl,"+flag, "-Wl,-e,main", "-x", "c", "-", "-x", "none", "libone.so")
+		cmd.Dir = dir
+		cmd.Stdin = strings.NewReader("int f(void); int main(void){return f();}")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("gcc: %v: %s", err, out)
+		}
+		host := &tree{}
+		host.host(t, filepath.Join(dir, "prog"))
+		host.host(t, filepath.Join(dir, "libone.so"))
+		tr := newTree(map[string]string{"aaa": "unrelated"})
+		tr.file("opt/app/bin/prog", host.contents[0], 0o755)
+		tr.file("opt/app/lib/libone.so", host.contents[1], 0o644)
+		got := tr.paths(t, Config{Cmd: []string{"/opt/app/bin/prog"}, WorkingDir: "/opt"})
+		if want := []string{"opt/app/bin/prog", "opt/app/lib/libone.so", "aaa"}; !slices.Equal(got, want) {
+			t.Errorf("%s: got %v, want %v", flag, got, want)
+		}
+	}
+}
+
+func TestOrderEndsWithContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	tr := newTree(map[string]string{"bin/x*": "#!/bin/x"})
+	if _, err := Order(ctx, tr.entries, Config{Cmd: []string{"x"}}, tr, DefaultLimits()); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v, want %v", err, context.Canceled)
+	}
+}
+
+func TestOrderIsBounded(t *testing.T) {
+	var calls strings.Builder
+	files := map[string]string{"bin/sh*": "s"}
+	for i := range 2000 {
+		fmt.Fprintf(&calls, "/bin/p%d %d\n", i, i)
+		files[fmt.Sprintf("bin/p%d*", i)] = "#!/bin/sh\n/bin/main\n"
+	}
+	files["bin/main*"] = "#!/bin/sh\n" + calls.String()
+	limits := DefaultLimits()
+	limits.Bytes = 1 << 20
+	tr := newTree(files)
+	order, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"main"}}, tr, limits)
+	if err != nil || len(order) != len(tr.contents) {
+		t.Errorf("got %d objects and %v, want all %d", len(order), err, len(tr.contents))
+	}
+}
+
+// FuzzOrder runs arbitrary bytes as program, script, module and configuration.
+func FuzzOrder(f *testing.F) {
+	for _, name := range []string{"/bin/ls", "/bin/true"} {
+		tr := &tree{}
+		tr.host(f, name)
+		for _, c := range tr.contents {
+			f.Add(c[:min(len(c), 8<<10)], uint8(0))
+		}
+	}
+	f.Add([]byte("#!/bin/prog -x\n. /bin/prog\nexec \"$@\""), uint8(1))
+	f.Add([]byte("require('./prog'); import x from 'm'"), uint8(2))
+	f.Add([]byte("from ..prog import (a, b)\nimport prog.x as y"), uint8(3))
+	f.Add([]byte("include /etc/*.conf\n/lib\n"), uint8(4))
+	f.Add([]byte(`{"exports":[{"require":{"default":"./a"}}],"main":"..","scripts":{"start":"npm start"}}`), uint8(5))
+	f.Fuzz(func(t *testing.T, b []byte, kind uint8) {
+		ls := &tree{}
+		ls.host(t, "/bin/true")
+		tr := newTree(map[string]string{
+			"bin/sh*": "s", "bin/node*": "n", "bin/python3*": "p", "app/x": "-> " + string(b[:min(len(b), 50)]),
+			"app/node_modules/m/package.json": string(b), "app/package.json": string(b), "etc/ld.so.conf": string(b),
+			"app/prog.js": string(b), "app/prog.py": string(b), "app/m/__init__.py": string(b), "lib/python3.1/encodings/__init__.py": string(b),
+			"bin/npm*": "n",
+		})
+		tr.file("bin/prog", b, 0o755)
+		tr.file("bin/true", ls.contents[0], 0o755)
+		argv := [][]string{{"prog", "a"}, {"sh", "/bin/prog", "node"}, {"node", "prog"}, {"python3", "prog.py", "m:x"}, {"/bin/true"}, {"npm", "start"}, {"app/x"}}
+		tr.paths(t, Config{Cmd: argv[int(kind)%len(argv)], WorkingDir: "app"})
+	})
+}
+
+// BenchmarkOrder is the prediction for an image with 25000 files.
+func BenchmarkOrder(b *testing.B) {
+	tr := &tree{}
+	tr.host(b, "/bin/ls")
+	for i := range 25000 {
+		tr.entries = append(tr.entries, Entry{Path: fmt.Sprintf("usr/lib/f%d", i), Type: toc.TypeReg, Mode: 0o644, Object: len(tr.contents), Size: 1})
+		tr.contents = append(tr.contents, []byte{'x'})
+	}
+	for b.Loop() {
+		if _, err := Order(b.Context(), tr.entries, Config{Cmd: []string{"ls"}}, tr, DefaultLimits()); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,227 @@
+package predict
+
+import (
+	"path"
+	"regexp"
+	"strings"
+)
+
+// pythonStart is what every Python interpreter imports before its first line
+// of user code, in its order.
+var pythonStart = []string{
+	"encodings", "codecs", "encodings.aliases", "encodings.utf_8", "io", "abc", "site", "os", "stat", "_collections_abc",
+	"posixpath", "genericpath", "_sitebuiltins", "sitecustomize", "usercustomize", "runpy", "importlib", "importlib._bootstrap",
+	"importlib._bootstrap_external", "warnings", "importlib.machinery", "importlib.abc", "typing", "collections", "types",
+	"operator", "keyword", "reprlib", "functools", "contextlib", "re", "enum", "zipimport",
+}
+
+// pythonImport finds import statements at any depth of indentation: what a
+// function imports is usually needed soon as well.
+var pythonImport = regexp.MustCompile(`(?m)^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+\(?([\w, \t*]*)|import[ \t]+([\w., \t]+))`)
+
+// python follows "python [options] script", "-m module" and "-c text".
+func (p *predictor) python(name string, n *node, argv []string, dir string, depth int) {
+	paths := p.pythonPaths(name, n)
+	p.addAll(path.Join(path.Dir(path.Dir(name)), "pyvenv.cfg"))
+	for _, m := range pythonStart {
+		p.pyModule(m, paths, depth+1)
+	}
+	for i := 1; i < len(argv); i++ {
+		arg := argv[i]
+		switch {
+		case arg == "-m" && i+1 < len(argv):
+			here := append([]string{dir}, paths...)
+			p.pyModule(argv[i+1], here, depth+1)
+			p.pyModule(argv[i+1]+".__main__", here, depth+1)
+			p.pyArguments(argv[i+2:], dir, here, depth)
+			return
+		case arg == "-c" && i+1 < len(argv):
+			p.pySource([]byte(argv[i+1]), "", append([]string{dir}, paths...), depth+1)
+			return
+		case strings.HasPrefix(arg, "-"):
+		default:
+			script := p.view.file(abs(dir, arg))
+			if script == nil {
+				script = p.view.file(path.Join(abs(dir, arg), "__main__.py"))
+			}
+			if script != nil {
+				p.add(script)
+				here := append([]string{"/" + parentOf(script.path)}, paths...)
+				p.pySource(p.script(script), "", here, depth+1)
+				p.pyArguments(argv[i+1:], dir, append([]string{dir}, here...), depth)
+			}
+			return
+		}
+	}
+}
+
+// pyArguments takes words such as "app.main:app" (gunicorn, uvicorn, celery) for modules.
+func (p *predictor) pyArguments(args []string, dir string, paths []string, depth int) {
+	p.words(args, dir)
+	for _, arg := range args {
+		if module, _, _ := strings.Cut(arg, ":"); module != "" && !strings.HasPrefix(module, "-") && !strings.Contains(module, "/") {
+			p.pyModule(module, paths, depth+1)
+		}
+	}
+}
+
+// pythonPaths is sys.path of an interpreter: the standard library next to the
+// binary, and the site packages of its virtual environment and its prefix.
+func (p *predictor) pythonPaths(name string, n *node) []string {
+	var libs, sites []string
+	if v := p.env["PYTHONPATH"]; v != "" {
+		libs = append(libs, strings.Split(v, ":")...)
+	}
+	prefixes := []string{path.Dir(path.Dir(name)), "/" + parentOf(parentOf(n.path)), "/usr/local", "/usr"}
+	version := strings.TrimPrefix(path.Base(n.path), "python")
+	known := make(map[string]bool)
+	for _, prefix := range prefixes {
+		lib := p.view.dir(path.Join(prefix, "lib"))
+		if lib == nil || known[lib.path] {
+			continue
+		}
+		known[lib.path] = true
+		for _, c := range lib.children {
+			v, ok := strings.CutPrefix(c, "python")
+			if !ok || v == "" || (strings.Contains(version, ".") && v != version && v != "3") {
+				continue
+			}
+			dir := "/" + lib.path + "/" + c
+			if d := p.view.dir(dir); d != nil && d.has("encodings") {
+				libs = append(libs, dir, dir+"/lib-dynload")
+			}
+			sites = append(sites, dir+"/site-packages", dir+"/dist-packages")
+		}
+	}
+	return append(libs, sites...)
+}
+
+// pyModule loads one dotted module: its packages first, then what it imports.
+func (p *predictor) pyModule(module string, paths []string, depth int) {
+	if depth > maxDepth || len(module) > 512 || module == "" {
+		return
+	}
+	parts := strings.Split(module, ".")
+	for _, root := range paths {
+		dir := p.view.dir(root)
+		if dir == nil {
+			continue
+		}
+		found := false
+		for i, part := range parts {
+			next, source := p.pyStep(dir, part)
+			if source != nil {
+				found = true
+				p.pyLoad(source, strings.Join(parts[:i], "."), next != nil, part, paths, depth)
+			}
+			if dir = next; dir == nil {
+				break
+			}
+			found = true
+		}
+		if found {
+			return
+		}
+	}
+}
+
+// pyStep finds name in a package directory: the directory if it is a package,
+// and the file that is executed for it.
+func (p *predictor) pyStep(dir *node, name string) (pkg, file *node) {
+	base := "/" + dir.path + "/" + name
+	if name == "" {
+		return nil, nil
+	}
+	if dir.has(name) {
+		if pkg = p.view.dir(base); pkg != nil {
+			return pkg, p.view.lookup(base + "/__init__.py")
+		}
+	}
+	if dir.has(name + ".py") {
+		return nil, p.view.lookup(base + ".py")
+	}
+	for _, c := range dir.children {
+		if strings.HasPrefix(c, name+".") && strings.HasSuffix(c, ".so") {
+			return nil, p.view.file("/" + dir.path + "/" + c)
+		}
+	}
+	return nil, nil
+}
+
+// pyLoad adds a module's code, compiled if there is any, and follows its imports.
+func (p *predictor) pyLoad(source *node, parent string, isPackage bool, name string, paths []string, depth int) {
+	if p.loaded[source.path] || len(p.loaded) >= p.limits.Modules {
+		return
+	}
+	p.loaded[source.path] = true
+	if strings.HasSuffix(source.path, ".so") {
+		if info, err := p.parse(source); err == nil {
+			p.load(source, info)
+		}
+		return
+	}
+	if code := p.compiled(source); code != nil {
+		p.add(code)
+	} else {
+		p.add(source)
+	}
+	context := parent
+	if isPackage {
+		context = strings.TrimPrefix(parent+"."+name, ".")
+	}
+	p.pySource(p.script(source), context, paths, depth+1)
+}
+
+// compiled finds the .pyc that Python reads in place of a source file.
+func (p *predictor) compiled(source *node) *node {
+	dir := p.view.dir("/" + parentOf(source.path) + "/__pycache__")
+	if dir == nil {
+		return nil
+	}
+	stem := strings.TrimSuffix(path.Base(source.path), ".py") + ".cpython-"
+	for _, c := range dir.children {
+		if v, ok := strings.CutPrefix(c, stem); ok && strings.Count(v, ".") == 1 {
+			return p.view.file("/" + dir.path + "/" + c)
+		}
+	}
+	return nil
+}
+
+// pySource follows the import statements of a source text whose relative
+// imports start at the package pkg.
+func (p *predictor) pySource(text []byte, pkg string, paths []string, depth int) {
+	if depth > maxDepth {
+		return
+	}
+	for _, m := range pythonImport.FindAllSubmatch(text, 2048) {
+		if len(m[3]) > 0 {
+			for name := range strings.SplitSeq(string(m[3]), ",") {
+				if f := strings.Fields(name); len(f) > 0 {
+					p.pyModule(f[0], paths, depth)
+				}
+			}
+			continue
+		}
+		from := string(m[1])
+		if rel := strings.TrimLeft(from, "."); rel != from {
+			base := pkg
+			for range len(from) - len(rel) - 1 {
+				base, _, _ = cutLast(base)
+			}
+			from = strings.Trim(base+"."+rel, ".")
+		}
+		p.pyModule(from, paths, depth)
+		for name := range strings.SplitSeq(string(m[2]), ",") {
+			if f := strings.Fields(name); len(f) > 0 && f[0] != "*" && from != "" {
+				p.pyModule(from+"."+f[0], paths, depth)
+			}
+		}
+	}
+}
+
+func cutLast(module string) (before, after string, found bool) {
+	if i := strings.LastIndexByte(module, '.'); i >= 0 {
+		return module[:i], module[i+1:], true
+	}
+	return "", module, false
+}
