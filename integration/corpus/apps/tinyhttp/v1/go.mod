@@ -1,0 +1,3 @@
+module corpus.test/tinyhttp
+
+go 1.25
