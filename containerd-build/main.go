@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/cmd/containerd/command"
 
-	_ "github.com/starlight-delta/starlight/containerd-build/builtins"
 	"github.com/starlight-delta/starlight/plugins/engine/child"
 )
 

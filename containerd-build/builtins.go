@@ -1,4 +1,6 @@
-// Package builtins registers the plugins of our containerd. The list is that of
+package main
+
+// The plugins of upstream's containerd: the list is that of
 // github.com/containerd/containerd/v2/cmd/containerd/builtins at the version in
 // go.mod, with its build tags, except for
 //
@@ -6,8 +8,6 @@
 //   - plugins/transfer, replaced by plugins/transfer/plugin.
 //
 // Two plugins of either type make metadata, CRI and the restart monitor fail.
-package builtins
-
 import (
 	_ "github.com/containerd/containerd/v2/core/runtime/v2"
 	_ "github.com/containerd/containerd/v2/plugins/events"

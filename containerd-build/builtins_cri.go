@@ -1,6 +1,6 @@
 //go:build !no_cri
 
-package builtins
+package main
 
 import (
 	_ "github.com/containerd/containerd/v2/plugins/cri"

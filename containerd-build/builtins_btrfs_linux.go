@@ -1,5 +1,5 @@
 //go:build !no_btrfs && cgo
 
-package builtins
+package main
 
 import _ "github.com/containerd/containerd/v2/plugins/snapshots/btrfs/plugin"

@@ -1,4 +1,4 @@
-package builtins
+package main
 
 import (
 	_ "github.com/containerd/containerd/api/types/runc/options"

@@ -1,4 +1,4 @@
-package builtins
+package main
 
 import (
 	_ "github.com/starlight-delta/starlight/plugins/content/plugin"
