@@ -1,0 +1,159 @@
+package delta
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// Pack gives the stored objects of one layer. Objects are numbered as in the
+// layer's TOC.
+type Pack interface {
+	// Piece returns a piece as it is stored: one zstd frame if compressed, the
+	// plain bytes if not.
+	Piece(object, piece int) (enc []byte, compressed bool, err error)
+	// AppendPiece appends the plain bytes of a piece to dst.
+	AppendPiece(dst []byte, object, piece int) ([]byte, error)
+}
+
+// Packs gives the pack of a layer, numbered as given to [NewImage]. It is asked
+// whenever the layer changes, from one goroutine at a time; the pack stays the
+// property of whoever implements it, and is used until the call that got it returns.
+type Packs func(ctx context.Context, layer int) (Pack, error)
+
+const (
+	// solid is the size up to which small objects share a frame: at 1 MiB they
+	// compress almost as well as in one stream.
+	solid = 1 << 20
+	// firstSolid is the size of the first shared frame; each is twice as large
+	// as the one before. What is most urgent shall not wait for what follows it.
+	firstSolid = 64 << 10
+)
+
+// frame is a data frame ready to be written.
+type frame struct {
+	index      []wire.Piece
+	contents   []byte
+	compressed bool
+	z          []byte // buffer below contents
+}
+
+// maker makes frames of objects. It is used by one goroutine.
+type maker struct {
+	img   *Image
+	packs Packs
+	emit  func(context.Context, *frame) error
+	free  func(context.Context) (*frame, error)
+
+	layer  int // of pack
+	pack   Pack
+	target int // size at which the shared frame under way is full
+	index  []wire.Piece
+	plain  []byte
+}
+
+func newMaker(img *Image, packs Packs) *maker {
+	return &maker{img: img, packs: packs, layer: -1, target: firstSolid}
+}
+
+// add puts an object into the next frame, and emits what is full.
+func (m *maker) add(ctx context.Context, id uint32) error {
+	o := &m.img.Objects[id]
+	if o.Size >= SmallObject {
+		// What came before is more urgent: it must not wait until the large one is out.
+		if err := m.flush(ctx); err != nil {
+			return err
+		}
+		for p := range o.NumPieces() {
+			if err := m.verbatim(ctx, id, p); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(m.plain)+int(o.Size) > solid || len(m.index) == wire.MaxCount {
+		if err := m.flush(ctx); err != nil {
+			return err
+		}
+	}
+	at, err := m.open(ctx, id)
+	if err != nil {
+		return err
+	}
+	before := len(m.plain)
+	plain, err := m.pack.AppendPiece(m.plain, at.Object, 0)
+	if err != nil {
+		return fmt.Errorf("object %s: %w", o.Digest, err)
+	}
+	if int64(len(plain)-before) != o.Size {
+		return fmt.Errorf("object %s has %d bytes in its pack, want %d: %w", o.Digest, len(plain)-before, o.Size, toc.ErrInvalid)
+	}
+	m.plain = plain
+	m.index = append(m.index, wire.Piece{Kind: wire.KindPlain, Object: id, Length: int(o.Size)})
+	if len(m.plain) >= m.target {
+		return m.flush(ctx)
+	}
+	return nil
+}
+
+// flush emits the shared frame under way.
+func (m *maker) flush(ctx context.Context) error {
+	if len(m.index) == 0 {
+		return nil
+	}
+	f, err := m.free(ctx)
+	if err != nil {
+		return err
+	}
+	f.index = append(f.index[:0], m.index...)
+	z, ok := wire.Compress(f.z, m.plain)
+	if ok {
+		f.z, f.contents = z, z
+	} else {
+		f.z = append(f.z[:0], m.plain...)
+		f.contents = f.z
+	}
+	f.compressed = ok
+	m.index, m.plain = m.index[:0], m.plain[:0]
+	m.target = min(2*m.target, solid)
+	return m.emit(ctx, f)
+}
+
+// verbatim emits a piece as it is stored.
+func (m *maker) verbatim(ctx context.Context, id uint32, piece int) error {
+	o := &m.img.Objects[id]
+	at, err := m.open(ctx, id)
+	if err != nil {
+		return err
+	}
+	f, err := m.free(ctx)
+	if err != nil {
+		return err
+	}
+	f.contents, f.compressed, err = m.pack.Piece(at.Object, piece)
+	if err != nil {
+		return fmt.Errorf("piece %d of object %s: %w", piece, o.Digest, err)
+	}
+	f.index = append(f.index[:0], wire.Piece{
+		Kind: wire.KindPlain, Object: id, Piece: uint32(piece), Length: o.PieceLen(piece),
+	})
+	return m.emit(ctx, f)
+}
+
+// open makes m.pack the pack that holds the object.
+func (m *maker) open(ctx context.Context, id uint32) (Place, error) {
+	if err := ctx.Err(); err != nil {
+		return Place{}, context.Cause(ctx)
+	}
+	at := m.img.places[id]
+	if at.Layer != m.layer {
+		p, err := m.packs(ctx, at.Layer)
+		if err != nil {
+			return Place{}, fmt.Errorf("pack of layer %d: %w", at.Layer, err)
+		}
+		m.layer, m.pack = at.Layer, p
+	}
+	return at, nil
+}

@@ -1,0 +1,71 @@
+package delta
+
+import (
+	"context"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/starlight-delta/starlight/proxyd/wire"
+)
+
+// ahead is the number of frames that exist at once: one is written, one waits,
+// one is made. It bounds the memory of a stream to a few MiB.
+const ahead = 3
+
+// Stream writes the data frames of a plan to w, and no end frame. Objects for which
+// skip returns true are left out; it is asked once for each object, in the order of
+// the plan, right before the object is read, and may be nil. If nothing is skipped,
+// the frames depend on nothing but the plan and the packs.
+//
+// Stream reads and compresses the next frames while it writes one. It returns
+// when all are written, at the first error, or when ctx ends and the write under way
+// returns; nothing of it runs on after that.
+func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Packs, skip func(object uint32) bool) error {
+	g, ctx := errgroup.WithContext(ctx)
+	ready := make(chan *frame, 1)
+	spare := make(chan *frame, ahead)
+	for range ahead {
+		spare <- new(frame)
+	}
+	m := newMaker(img, packs)
+	m.free = func(ctx context.Context) (*frame, error) { return receive(ctx, spare) }
+	m.emit = func(ctx context.Context, f *frame) error {
+		select {
+		case ready <- f:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	g.Go(func() error {
+		defer close(ready)
+		for _, id := range p.Objects {
+			if skip != nil && skip(id) {
+				continue
+			}
+			if err := m.add(ctx, id); err != nil {
+				return err
+			}
+		}
+		return m.flush(ctx)
+	})
+	g.Go(func() error {
+		for f := range ready {
+			if err := w.Data(f.index, f.contents, f.compressed); err != nil {
+				return err
+			}
+			spare <- f // has room for all frames
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+func receive(ctx context.Context, spare <-chan *frame) (*frame, error) {
+	select {
+	case f := <-spare:
+		return f, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
