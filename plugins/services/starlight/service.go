@@ -1,0 +1,148 @@
+// Package starlight serves the Starlight API on containerd's socket: what the
+// engine knows of pulled images and proxies.
+package starlight
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	api "github.com/starlight-delta/starlight/plugins/api/starlight/v1"
+	"github.com/starlight-delta/starlight/plugins/internal/engine"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+)
+
+// Engine is what the service needs of engine.Engine.
+type Engine interface {
+	Status(ref string) []engine.ImageStatus
+	Wait(ctx context.Context, ref string, report func(engine.ImageStatus) error) error
+	Proxies() []engine.Proxy
+	Ping(ctx context.Context, address string) (time.Duration, wire.Ping, error)
+}
+
+var _ Engine = (*engine.Engine)(nil)
+
+// Service implements the API over an Engine.
+type Service struct {
+	api.UnimplementedStarlightServer
+	engine Engine
+}
+
+// New returns the service over e.
+func New(e Engine) *Service { return &Service{engine: e} }
+
+// Register adds the service to containerd's gRPC server.
+func (s *Service) Register(server *grpc.Server) error {
+	api.RegisterStarlightServer(server, s)
+	return nil
+}
+
+// Status implements api.StarlightServer.
+func (s *Service) Status(_ context.Context, r *api.StatusRequest) (*api.StatusResponse, error) {
+	var resp api.StatusResponse
+	for _, st := range s.images(r.GetNamespace(), r.GetRef()) {
+		resp.Images = append(resp.Images, image(st))
+	}
+	if r.GetRef() != "" && len(resp.Images) == 0 {
+		return nil, errgrpc.ToGRPC(unknown(r.GetRef()))
+	}
+	return &resp, nil
+}
+
+// Wait implements api.StarlightServer.
+func (s *Service) Wait(r *api.WaitRequest, stream grpc.ServerStreamingServer[api.WaitResponse]) error {
+	if r.GetRef() == "" {
+		return errgrpc.ToGRPC(fmt.Errorf("wait needs a reference: %w", errdefs.ErrInvalidArgument))
+	}
+	if len(s.images(r.GetNamespace(), r.GetRef())) == 0 {
+		return errgrpc.ToGRPC(unknown(r.GetRef()))
+	}
+	err := s.engine.Wait(stream.Context(), r.GetRef(), func(st engine.ImageStatus) error {
+		if ns := r.GetNamespace(); ns != "" && ns != st.Namespace {
+			return nil // the same contents: they become complete together
+		}
+		return stream.Send(&api.WaitResponse{Image: image(st)})
+	})
+	return errgrpc.ToGRPC(err)
+}
+
+// Proxies implements api.StarlightServer.
+func (s *Service) Proxies(context.Context, *api.ProxiesRequest) (*api.ProxiesResponse, error) {
+	var resp api.ProxiesResponse
+	for _, p := range s.engine.Proxies() {
+		resp.Proxies = append(resp.Proxies, &api.Proxy{Address: p.Address, Registries: p.Registries})
+	}
+	return &resp, nil
+}
+
+// Ping implements api.StarlightServer. Clients of the socket cannot make
+// containerd talk to hosts other than configured proxies.
+func (s *Service) Ping(ctx context.Context, r *api.PingRequest) (*api.PingResponse, error) {
+	configured := slices.ContainsFunc(s.engine.Proxies(), func(p engine.Proxy) bool { return p.Address == r.GetAddress() })
+	if !configured {
+		return nil, errgrpc.ToGRPC(fmt.Errorf("proxy %q is not configured: %w", r.GetAddress(), errdefs.ErrNotFound))
+	}
+	rtt, p, err := s.engine.Ping(ctx, r.GetAddress())
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	return &api.PingResponse{RoundTrip: durationpb.New(rtt), Version: text(p.Version), Protocol: int32(p.Protocol)}, nil //nolint:gosec // a one-digit version, checked by the client of proxyd
+}
+
+// Version implements api.StarlightServer.
+func (s *Service) Version(context.Context, *api.VersionRequest) (*api.VersionResponse, error) {
+	return &api.VersionResponse{Version: version.Version, Revision: version.Revision}, nil
+}
+
+// images lists by namespace and reference; "" matches all.
+func (s *Service) images(namespace, ref string) []engine.ImageStatus {
+	all := slices.DeleteFunc(s.engine.Status(ref), func(st engine.ImageStatus) bool {
+		return namespace != "" && st.Namespace != namespace
+	})
+	slices.SortStableFunc(all, func(a, b engine.ImageStatus) int {
+		if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Ref, b.Ref)
+	})
+	return all
+}
+
+func unknown(ref string) error {
+	return fmt.Errorf("image %q was not pulled with the starlight snapshotter: %w", ref, errdefs.ErrNotFound)
+}
+
+func image(st engine.ImageStatus) *api.Image {
+	i := &api.Image{
+		Namespace: text(st.Namespace), Ref: text(st.Ref), Target: st.Target.String(),
+		Reason: text(st.Reason), Proxy: text(st.Proxy),
+		WireBytes: st.WireBytes,
+		Objects:   st.Objects, ObjectsLocal: st.ObjectsLocal,
+		Bytes: st.Bytes, BytesLocal: st.BytesLocal,
+		Rate: st.Rate, RoundTrips: st.RoundTrips, Complete: st.Complete,
+		ReadyAfter: durationpb.New(st.Ready), DoneAfter: durationpb.New(st.Done),
+	}
+	switch st.Mode {
+	case engine.ModeDelta:
+		i.Mode = api.Mode_MODE_DELTA
+	case engine.ModePlain:
+		i.Mode = api.Mode_MODE_PLAIN
+	}
+	if !st.Pulled.IsZero() {
+		i.Pulled = timestamppb.New(st.Pulled)
+	}
+	return i
+}
+
+// text makes a string fit for proto3, which refuses anything that is not UTF-8:
+// reasons quote what came from the network.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }

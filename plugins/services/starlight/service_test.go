@@ -1,0 +1,199 @@
+package starlight_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	api "github.com/starlight-delta/starlight/plugins/api/starlight/v1"
+	"github.com/starlight-delta/starlight/plugins/internal/engine"
+	service "github.com/starlight-delta/starlight/plugins/services/starlight"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+)
+
+// fake is an engine with a fixed state.
+type fake struct {
+	images  []engine.ImageStatus
+	reports []engine.ImageStatus
+	err     error
+}
+
+func (f *fake) Status(ref string) []engine.ImageStatus {
+	var out []engine.ImageStatus
+	for _, st := range f.images {
+		if ref == "" || ref == st.Ref {
+			out = append(out, st)
+		}
+	}
+	return out
+}
+
+func (f *fake) Wait(_ context.Context, _ string, report func(engine.ImageStatus) error) error {
+	for _, st := range f.reports {
+		if err := report(st); err != nil {
+			return err
+		}
+	}
+	return f.err
+}
+
+func (f *fake) Proxies() []engine.Proxy {
+	return []engine.Proxy{{Address: "http://near:8090", Registries: []string{"*.example"}}, {Address: "http://far:8090", Registries: []string{"*"}}}
+}
+
+func (f *fake) Ping(context.Context, string) (time.Duration, wire.Ping, error) {
+	return 1500 * time.Microsecond, wire.Ping{Version: "1.2.3", Protocol: 1}, f.err
+}
+
+// dial serves f on a unix socket, as containerd does, and connects to it.
+func dial(t *testing.T, f *fake) api.StarlightClient {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	if err := service.New(f).Register(server); err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = conn.Close()
+		server.Stop()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return api.NewStarlightClient(conn)
+}
+
+var full = engine.ImageStatus{
+	Namespace: "default", Ref: "registry.example/app:1", Target: digest.FromString("x"), Mode: engine.ModeDelta,
+	Reason: "lost: \xff", Proxy: "http://near:8090", WireBytes: 1, Objects: 2, ObjectsLocal: 1, Bytes: 30, BytesLocal: 20,
+	Rate: 1.5, RoundTrips: 3, Complete: true, Pulled: time.Unix(1700000000, 5).UTC(), Ready: time.Second, Done: time.Minute,
+}
+
+var fullAPI = &api.Image{
+	Namespace: "default", Ref: "registry.example/app:1", Target: digest.FromString("x").String(), Mode: api.Mode_MODE_DELTA,
+	Reason: "lost: \uFFFD", Proxy: "http://near:8090", WireBytes: 1, Objects: 2, ObjectsLocal: 1, Bytes: 30, BytesLocal: 20,
+	Rate: 1.5, RoundTrips: 3, Complete: true, Pulled: timestamppb.New(time.Unix(1700000000, 5)),
+	ReadyAfter: durationpb.New(time.Second), DoneAfter: durationpb.New(time.Minute),
+}
+
+func TestStatus(t *testing.T) {
+	plain := engine.ImageStatus{Namespace: "k8s.io", Ref: "registry.example/b:1", Mode: engine.ModePlain, Reason: "no proxy"}
+	plainAPI := &api.Image{Namespace: "k8s.io", Ref: "registry.example/b:1", Mode: api.Mode_MODE_PLAIN, Reason: "no proxy",
+		ReadyAfter: durationpb.New(0), DoneAfter: durationpb.New(0)}
+	c := dial(t, &fake{images: []engine.ImageStatus{plain, full}})
+	tests := []struct {
+		name string
+		req  *api.StatusRequest
+		want []*api.Image
+	}{
+		{"all, sorted", &api.StatusRequest{}, []*api.Image{fullAPI, plainAPI}},
+		{"by reference", &api.StatusRequest{Ref: plain.Ref}, []*api.Image{plainAPI}},
+		{"by namespace", &api.StatusRequest{Namespace: "default"}, []*api.Image{fullAPI}},
+		{"empty namespace", &api.StatusRequest{Namespace: "other"}, nil},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := c.Status(t.Context(), tc.req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(&api.StatusResponse{Images: tc.want}, got, protocmp.Transform()); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	for _, req := range []*api.StatusRequest{{Ref: "nope"}, {Ref: full.Ref, Namespace: "k8s.io"}} {
+		if _, err := c.Status(t.Context(), req); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+			t.Errorf("%v: got %v, want not found", req, err)
+		}
+	}
+}
+
+func TestWait(t *testing.T) {
+	half, other := full, full
+	half.Complete = false
+	other.Namespace = "other"
+	f := &fake{images: []engine.ImageStatus{full}, reports: []engine.ImageStatus{half, other, full}}
+	c := dial(t, f)
+	receive := func(req *api.WaitRequest) (got []*api.Image, err error) {
+		stream, err := c.Wait(t.Context(), req)
+		if err != nil {
+			return nil, err
+		}
+		for {
+			r, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return got, nil
+			}
+			if err != nil {
+				return got, errgrpc.ToNative(err)
+			}
+			got = append(got, r.GetImage())
+		}
+	}
+	got, err := receive(&api.WaitRequest{Ref: full.Ref, Namespace: "default"})
+	if err != nil || len(got) != 2 || got[0].GetComplete() || !got[1].GetComplete() {
+		t.Errorf("got %v, %v, want one image half, then complete", got, err)
+	}
+	if got, err := receive(&api.WaitRequest{Ref: full.Ref}); err != nil || len(got) != 3 {
+		t.Errorf("all namespaces: got %v, %v, want 3 reports", got, err)
+	}
+	if _, err := receive(&api.WaitRequest{}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no reference: got %v, want invalid argument", err)
+	}
+	if _, err := receive(&api.WaitRequest{Ref: "nope"}); !errdefs.IsNotFound(err) {
+		t.Errorf("unknown reference: got %v, want not found", err)
+	}
+	f.err = fmt.Errorf("image was removed: %w", errdefs.ErrAborted)
+	if _, err := receive(&api.WaitRequest{Ref: full.Ref}); !errdefs.IsAborted(err) {
+		t.Errorf("got %v, want aborted", err)
+	}
+}
+
+func TestProxiesPingVersion(t *testing.T) {
+	f := &fake{}
+	c := dial(t, f)
+	proxies, err := c.Proxies(t.Context(), &api.ProxiesRequest{})
+	if err != nil || len(proxies.GetProxies()) != 2 || proxies.GetProxies()[0].GetRegistries()[0] != "*.example" {
+		t.Errorf("got %v, %v", proxies, err)
+	}
+	pong, err := c.Ping(t.Context(), &api.PingRequest{Address: "http://far:8090"})
+	if err != nil || pong.GetRoundTrip().AsDuration() != 1500*time.Microsecond || pong.GetVersion() != "1.2.3" || pong.GetProtocol() != 1 {
+		t.Errorf("got %v, %v", pong, err)
+	}
+	if _, err := c.Ping(t.Context(), &api.PingRequest{Address: "http://169.254.169.254"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		t.Errorf("host that is not configured: got %v, want not found", err)
+	}
+	f.err = fmt.Errorf("proxy is down: %w", errdefs.ErrUnavailable)
+	if _, err := c.Ping(t.Context(), &api.PingRequest{Address: "http://far:8090"}); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
+		t.Errorf("got %v, want unavailable", err)
+	}
+	if v, err := c.Version(t.Context(), &api.VersionRequest{}); err != nil || v.GetVersion() == "" {
+		t.Errorf("got %v, %v", v, err)
+	}
+}
