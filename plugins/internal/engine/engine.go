@@ -1,21 +1,34 @@
 // Package engine owns everything lazy on a node: the objects, the trees made of
 // them, what is known of images and layers, and the streams that bring what is
 // missing. The transfer, content, snapshot and service plugins are thin views of it.
+//
+// A pull goes through these files: pull.go asks a proxyd and admits the image
+// (image.go), stream.go brings its contents until nothing is missing, demand.go
+// brings at once what a reader waits for, registry.go is the source of last resort,
+// chain.go mounts trees, sweep.go collects what nobody needs. state.go is what
+// survives a restart.
 package engine
 
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"sync"
 	"time"
 
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
+	"github.com/starlight-delta/starlight/plugins/internal/objects"
 	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
-
-var errStub = errors.New("engine: under construction")
 
 // Config of an Engine.
 type Config struct {
@@ -23,9 +36,10 @@ type Config struct {
 	// trees/, lazy/ and state.db in it.
 	Root    string
 	Proxies []Proxy
-	// ReadTimeout: a read of a missing object fails with EIO after it. 0: never.
+	// ReadTimeout: a read of a missing object fails with EIO when nothing has
+	// arrived for its image for so long. 0: never.
 	ReadTimeout time.Duration
-	// HeaderTimeout bounds the time without any sign of life until the header.
+	// HeaderTimeout bounds the time without any sign of life from a proxyd.
 	HeaderTimeout time.Duration
 }
 
@@ -35,162 +49,209 @@ type Proxy struct {
 	Registries []string // host patterns as of path.Match; first proxy that matches wins
 }
 
+// proxy is a Proxy with its connections.
+type proxy struct {
+	Proxy
+	client *delta.Client
+}
+
 // Engine is safe for concurrent use.
-type Engine struct{}
+type Engine struct {
+	cfg     Config
+	objects *objects.Store
+	state   *state
+	proxies []*proxy
+
+	// gate is held by a pull from the making of its inventory until the objects
+	// of its answer are claimed, so that two pulls at once never ask for the same
+	// object; and by Sweep.
+	gate chan struct{}
+
+	ctx    context.Context // of all background work; ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	lazyMu sync.Mutex
+	lazy   *lazyfs.Server // nil until something is missing
+
+	// streaming has the large objects whose pieces are coming in order.
+	streaming sync.Map // toc.Digest → struct{}
+
+	mu     sync.Mutex // guards the following fields and those of images
+	images map[toc.Digest]*image
+	layers map[toc.Digest]*layer
+	chains map[digest.Digest]*chain
+	blobs  map[digest.Digest]*blob
+	refs   map[refKey]*ref
+	claims map[toc.Digest]*stream // objects that a stream will bring
+	pins   map[digest.Digest]int  // chains of pulls that are not released
+	hooks  []func(context.Context, digest.Digest)
+}
 
 // Open starts the engine: it loads the state, resumes what is incomplete and
-// starts the lazy file system. Close ends everything but the mounts.
-func Open(ctx context.Context, c Config) (*Engine, error) { return nil, errStub }
+// starts the lazy file system. The background work logs to ctx's logger, but does
+// not end with ctx: Close ends everything but the mounts.
+func Open(ctx context.Context, c Config) (_ *Engine, err error) {
+	e := &Engine{
+		cfg: c, gate: make(chan struct{}, 1),
+		images: map[toc.Digest]*image{}, layers: map[toc.Digest]*layer{},
+		chains: map[digest.Digest]*chain{}, blobs: map[digest.Digest]*blob{},
+		refs: map[refKey]*ref{}, claims: map[toc.Digest]*stream{}, pins: map[digest.Digest]int{},
+	}
+	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.Close())
+		}
+	}()
+	// Only root may look in: EROFS shows zeros instead of contents, and objects
+	// lack the permissions of the files they are part of.
+	for dir, mode := range map[string]os.FileMode{c.Root: 0o711, e.tocDir(): 0o700, e.treeDir(): 0o700, e.mountDir(): 0o700, e.lazyState(): 0o700} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return nil, err
+		}
+	}
+	if e.objects, err = objects.Open(c.Root); err != nil {
+		return nil, err
+	}
+	if e.state, err = openState(filepath.Join(c.Root, "state.db")); err != nil {
+		return nil, err
+	}
+	for _, p := range c.Proxies {
+		client, err := delta.New(delta.Config{Address: p.Address, IdleTimeout: c.HeaderTimeout})
+		if err != nil {
+			return nil, err
+		}
+		e.proxies = append(e.proxies, &proxy{p, client})
+	}
+	incomplete, err := e.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(e.proxies) > 0 || len(incomplete) > 0 {
+		if _, err := e.startLazy(); err != nil {
+			return nil, err
+		}
+	}
+	for _, p := range e.proxies {
+		e.background(func(ctx context.Context) {
+			p.client.KeepWarm(ctx, func(err error) { log.G(ctx).WithError(err).Debug("proxy does not answer pings") })
+		})
+	}
+	for _, img := range incomplete {
+		e.background(func(ctx context.Context) { e.resume(ctx, img) })
+	}
+	return e, nil
+}
 
 // Close stops all streams and waits for them. Mounts and the lazyfs process stay.
-func (e *Engine) Close() error { return errStub }
+func (e *Engine) Close() error {
+	e.cancel()
+	var errs []error
+	e.lazyMu.Lock()
+	if e.lazy != nil {
+		errs = append(errs, e.lazy.Close()) // first, for readers start requests
+	}
+	e.lazyMu.Unlock()
+	e.wg.Wait()
+	for _, p := range e.proxies {
+		p.client.Close()
+	}
+	if e.objects != nil {
+		errs = append(errs, e.objects.Close())
+	}
+	if e.state != nil {
+		errs = append(errs, e.state.close())
+	}
+	return errors.Join(errs...)
+}
 
 // Root returns Config.Root.
-func (e *Engine) Root() string { return "" }
+func (e *Engine) Root() string { return e.cfg.Root }
 
-// PullRequest asks for an image.
-type PullRequest struct {
-	// Namespace of containerd, for the status only.
-	Namespace string
-	Ref       string           // fully qualified
-	Platform  ocispec.Platform // wanted
-	// Credentials, if not nil, gives those of the client for the host of Ref.
-	Credentials func(ctx context.Context, host string) (*wire.Credentials, error)
-	// Registry, if not nil, fetches from the registry as the client would: the
-	// source of last resort when no proxyd can complete the image. It may be
-	// called long after Pull has returned.
-	Registry func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
-	// Ingest, if not nil, is told how far proxyd is with an image it did not know.
-	Ingest func(wire.Progress)
+func (e *Engine) tocDir() string              { return filepath.Join(e.cfg.Root, "toc") }
+func (e *Engine) tocPath(d toc.Digest) string { return filepath.Join(e.tocDir(), d.Hex()) }
+func (e *Engine) treeDir() string             { return filepath.Join(e.cfg.Root, "trees") }
+func (e *Engine) mountDir() string            { return filepath.Join(e.cfg.Root, "mnt") }
+func (e *Engine) lazyDir() string             { return filepath.Join(e.cfg.Root, "lazy") }
+func (e *Engine) lazyState() string           { return filepath.Join(e.cfg.Root, "lazyfs") }
+
+// background runs fn until the engine closes.
+func (e *Engine) background(fn func(context.Context)) {
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		fn(e.ctx)
+	}()
 }
 
-// Pull is an image whose metadata is local. Its chains are known to the
-// snapshotter, its layers to the content store; its contents are on the way.
-type Pull struct {
-	// Target is what the reference resolves to: index or manifest.
-	Target ocispec.Descriptor
-	// Manifest and Config of the platform. Manifest == Target without an index.
-	Manifest, Config ocispec.Descriptor
-	Layers           []ocispec.Descriptor
-	DiffIDs          []digest.Digest
-}
-
-// ErrNotAccelerated is wrapped by every error of Pull after which the image should
-// be pulled as stock containerd does. Its text says why.
-var ErrNotAccelerated = errors.New("not accelerated")
-
-// Pull gets the metadata of an image from a proxyd and starts the stream of its
-// contents, which goes on after Pull returns and after ctx ends. Errors wrap
-// ErrNotAccelerated unless ctx ended.
-//
-// Until Release nothing of the image is collected by Sweep.
-func (e *Engine) Pull(ctx context.Context, r PullRequest) (*Pull, error) { return nil, errStub }
-
-// Blob returns the bytes of Target, Manifest or Config.
-func (p *Pull) Blob(d digest.Digest) ([]byte, bool) { return nil, false }
-
-// Release ends the protection from Sweep. The caller has made snapshots by then.
-func (p *Pull) Release() {}
-
-// Plain records that an image was pulled without acceleration, and why.
-func (e *Engine) Plain(namespace, ref string, why error) {}
-
-// Virtual tells whether d is a layer blob that the node can produce without
-// having it, and its size.
-func (e *Engine) Virtual(d digest.Digest) (BlobInfo, bool) { return BlobInfo{}, false }
-
-// BlobInfo is what is known of a virtual blob.
-type BlobInfo struct {
-	Digest  digest.Digest
-	Size    int64
-	Created time.Time
-}
-
-// WalkVirtual calls fn for each virtual blob until it fails.
-func (e *Engine) WalkVirtual(fn func(BlobInfo) error) error { return errStub }
-
-// FetchBlob streams a virtual blob from proxyd or the registry. The caller
-// checks the digest.
-func (e *Engine) FetchBlob(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
-	return nil, errStub
-}
-
-// ForgetBlob makes d no longer virtual. It tells whether it was.
-func (e *Engine) ForgetBlob(d digest.Digest) (bool, error) { return false, errStub }
-
-// HasChain tells whether Lower(chain) can give a root file system.
-func (e *Engine) HasChain(chain digest.Digest) bool { return false }
-
-// Lower is a read-only root file system for overlayfs:
-// "lowerdir=<uppers>:<Metadata>::<Data[0]>::<Data[1]>", metacopy=on, redirect_dir=on.
-type Lower struct {
-	// Metadata is the mount point of the EROFS image.
-	Metadata string
-	// Data are the data-only layers: the objects, and the lazy file system
-	// unless Complete.
-	Data []string
-	// Complete: every object is local.
-	Complete bool
-}
-
-// Lower mounts the tree of a chain if it is not mounted, building it if it has
-// gone, and returns it. The mount stays until Sweep finds the chain dead.
-func (e *Engine) Lower(ctx context.Context, chain digest.Digest) (Lower, error) {
-	return Lower{}, errStub
-}
-
-// Usage is what the chain takes on the disk, without what parent (or "") takes:
-// bytes and inodes of local objects that are not in parent, and of its tree.
-func (e *Engine) Usage(ctx context.Context, chain, parent digest.Digest) (size, inodes int64, err error) {
-	return 0, 0, errStub
-}
-
-// OnComplete registers fn to be called (from a goroutine of the engine, one call
-// at a time) when all objects of a chain have become local: time to remount.
-func (e *Engine) OnComplete(fn func(ctx context.Context, chain digest.Digest)) {}
-
-// Sweep drops chains that are not in live, with their trees, TOCs and objects,
-// unless a pull in progress needs them.
-func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error { return errStub }
-
-// Mode of an image.
-const (
-	ModeDelta = "delta"
-	ModePlain = "plain"
-)
-
-// ImageStatus is the state of one pulled image.
-type ImageStatus struct {
-	Namespace, Ref string
-	Target         digest.Digest
-	Mode           string // ModeDelta or ModePlain
-	Reason         string // of ModePlain, or of the last failure of a stream
-	Proxy          string // address of the proxyd that served it
-	WireBytes      int64  // received for this image, headers included
-	Objects        int64  // of the tree
-	ObjectsLocal   int64
-	Bytes          int64 // of the tree's objects
-	BytesLocal     int64
-	Rate           float64 // bytes a second on the wire, now; 0 when complete
-	RoundTrips     int64   // requests made for it
-	Complete       bool
-	Pulled         time.Time
-	Ready, Done    time.Duration // from the start of the pull to its metadata / its last object
-}
-
-// Status lists all images, or those with the given ref if it is not "".
-func (e *Engine) Status(ref string) []ImageStatus { return nil }
-
-// Wait calls report (about ten times a second and at the end) until every image
-// with ref is complete. Unknown refs give errdefs.ErrNotFound.
-func (e *Engine) Wait(ctx context.Context, ref string, report func(ImageStatus) error) error {
-	return errStub
+// startLazy starts the lazy file system, once.
+func (e *Engine) startLazy() (string, error) {
+	e.lazyMu.Lock()
+	defer e.lazyMu.Unlock()
+	if e.lazy != nil {
+		return e.lazyDir(), nil
+	}
+	s, err := lazyfs.Start(e.ctx, lazyfs.Config{
+		Dir: e.lazyDir(), Objects: e.objects.Dir(), Partial: e.objects.PartialDir(), State: e.lazyState(),
+		Source: e, Log: log.G(e.ctx),
+	})
+	if err != nil {
+		return "", fmt.Errorf("lazy file system: %w", err)
+	}
+	e.lazy = s
+	return e.lazyDir(), nil
 }
 
 // Proxies lists the proxies in the order of the configuration.
-func (e *Engine) Proxies() []Proxy { return nil }
+func (e *Engine) Proxies() []Proxy {
+	out := make([]Proxy, len(e.proxies))
+	for i, p := range e.proxies {
+		out[i] = p.Proxy
+	}
+	return out
+}
 
 // Ping measures a round trip to a proxy on a warm connection.
-func (e *Engine) Ping(ctx context.Context, address string) (rtt time.Duration, p wire.Ping, err error) {
-	return 0, wire.Ping{}, errStub
+func (e *Engine) Ping(ctx context.Context, address string) (time.Duration, wire.Ping, error) {
+	for _, p := range e.proxies {
+		if p.Address == address {
+			return p.client.Ping(ctx)
+		}
+	}
+	return 0, wire.Ping{}, fmt.Errorf("proxy %q is not configured: %w", address, errdefs.ErrNotFound)
 }
+
+// proxiesFor lists the proxies that serve a registry, in the order to try them.
+func (e *Engine) proxiesFor(host string) []*proxy {
+	var out []*proxy
+	for _, p := range e.proxies {
+		for _, pattern := range p.Registries {
+			if ok, err := path.Match(pattern, host); err == nil && ok {
+				out = append(out, p)
+				break
+			}
+		}
+	}
+	return out
+}
+
+// OnComplete registers fn to be called (from a goroutine of the engine) when all
+// objects of a chain have become local: time to remount.
+func (e *Engine) OnComplete(fn func(ctx context.Context, chain digest.Digest)) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.hooks = append(e.hooks, fn)
+}
+
+// lock acquires the gate.
+func (e *Engine) lock(ctx context.Context) error {
+	select {
+	case e.gate <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (e *Engine) unlock() { <-e.gate }

@@ -1,0 +1,211 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+
+	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+const (
+	// grace is how long a reader waits for the stream before its object is asked
+	// for: what is next in the stream needs no request of its own.
+	grace = 10 * time.Millisecond
+	// maxDemands is how many requests on demand an image has under way. What is
+	// wanted meanwhile goes together into the next.
+	maxDemands = 4
+	// maxBatch is the number of objects in one of them.
+	maxBatch = 256
+	// again on demand, after a request that did not bring the object.
+	demandPause, maxDemandPause = 200 * time.Millisecond, 5 * time.Second
+)
+
+// demands are the objects of an image that readers wait for.
+type demands struct {
+	mu      sync.Mutex // guards the following fields
+	wanted  map[uint32]chan struct{}
+	queue   []uint32
+	running int
+}
+
+func newDemands() *demands { return &demands{wanted: map[uint32]chan struct{}{}} }
+
+var _ lazyfs.Source = (*Engine)(nil)
+
+// Range blocks until bytes [off, off+n) of d are on the disk and checked. It asks
+// for the object at once, unless a stream is just bringing it. It fails with
+// errdefs.ErrNotFound for objects of no image, and with errdefs.ErrUnavailable
+// when nothing has arrived for Config.ReadTimeout.
+func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
+	if e.objects.Has(d) {
+		return nil
+	}
+	start := time.Now()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	arrival := make(chan error, 1)
+	go func() { arrival <- e.objects.Wait(ctx, d, off, n) }()
+
+	pause := demandPause
+	for wait := grace; ; {
+		t := time.NewTimer(wait)
+		select {
+		case err := <-arrival:
+			t.Stop()
+			return err
+		case <-t.C:
+		}
+		img, p, i := e.find(d)
+		if img == nil {
+			if e.objects.Has(d) {
+				return nil
+			}
+			return fmt.Errorf("object %s belongs to no image: %w", d, errdefs.ErrNotFound)
+		}
+		if e.cfg.ReadTimeout > 0 {
+			if last := time.Unix(0, img.meter.last.Load()); time.Since(start) > e.cfg.ReadTimeout && time.Since(last) > e.cfg.ReadTimeout {
+				return fmt.Errorf("object %s of %s: nothing has arrived for %v: %w", d, img.source.ref, e.cfg.ReadTimeout, errdefs.ErrUnavailable)
+			}
+		}
+		if _, coming := e.streaming.Load(d); coming {
+			wait = demandPause
+			continue
+		}
+		select {
+		case err := <-arrival:
+			return err
+		case <-e.demand(img, p, i):
+		}
+		wait, pause = pause, min(2*pause, maxDemandPause)
+	}
+}
+
+// find returns an image with object d, its object list and d's index.
+func (e *Engine) find(d toc.Digest) (*image, *pending, uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, img := range e.images {
+		if p := img.pending; p != nil {
+			if i, ok := p.index[d]; ok {
+				return img, p, i
+			}
+		}
+	}
+	// Objects that upper layers hide are not needed by a complete image, but by
+	// containers that run on its lower layers alone.
+	for _, img := range e.images {
+		if img.pending == nil && img.has(d) {
+			p := img.objectList()
+			return img, p, p.index[d]
+		}
+	}
+	return nil, nil, 0
+}
+
+func (i *image) has(d toc.Digest) bool {
+	for _, l := range i.layers {
+		for _, o := range l.objects {
+			if o.Digest == d {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// objectList is the object list of the wire, of which nothing is needed.
+func (i *image) objectList() *pending {
+	p := &pending{index: map[toc.Digest]uint32{}}
+	for _, l := range i.layers {
+		for _, o := range l.objects {
+			if _, ok := p.index[o.Digest]; !ok {
+				p.index[o.Digest] = uint32(len(p.list))
+				p.list = append(p.list, o)
+			}
+		}
+	}
+	p.need = make([]bool, len(p.list))
+	return p
+}
+
+// demand asks for an object of img, together with others that are wanted now. The
+// channel is closed when the request has been answered, with or without the object.
+func (e *Engine) demand(img *image, p *pending, object uint32) <-chan struct{} {
+	q := img.demands
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if c := q.wanted[object]; c != nil {
+		return c
+	}
+	c := make(chan struct{})
+	if e.ctx.Err() != nil {
+		return c // nobody will answer; the reader waits for the next engine
+	}
+	q.wanted[object] = c
+	q.queue = append(q.queue, object)
+	if q.running < maxDemands {
+		q.running++
+		e.background(func(ctx context.Context) { e.serve(ctx, img, p) })
+	}
+	return c
+}
+
+// serve makes requests until nothing is queued.
+func (e *Engine) serve(ctx context.Context, img *image, p *pending) {
+	q := img.demands
+	for {
+		q.mu.Lock()
+		batch := q.queue[:min(len(q.queue), maxBatch)]
+		if q.queue = q.queue[len(batch):]; len(batch) == 0 {
+			q.running--
+			q.mu.Unlock()
+			return
+		}
+		q.mu.Unlock()
+		if err := e.ask(ctx, img, p, batch); err != nil && ctx.Err() == nil {
+			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "objects": len(batch)}).Warn("objects that are waited for did not come")
+		}
+		q.mu.Lock()
+		for _, i := range batch {
+			close(q.wanted[i])
+			delete(q.wanted, i)
+		}
+		q.mu.Unlock()
+	}
+}
+
+// ask makes one request for objects.
+func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []uint32) error {
+	e.mu.Lock()
+	main, src := img.main, img.source
+	e.mu.Unlock()
+	proxies := e.proxiesFor(src.host)
+	req := wire.ObjectsRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds, Objects: batch}
+	err := fmt.Errorf("no proxy is configured for registry %q: %w", src.host, errdefs.ErrUnavailable)
+	for _, px := range proxies {
+		req.Stream = ""
+		if main != nil && main.proxy == px {
+			req.Stream = main.id
+		}
+		var b *delta.Bundle
+		if b, err = px.client.Objects(ctx, req); err != nil {
+			continue
+		}
+		img.meter.turns.Add(1)
+		img.meter.add(b.RequestBytes())
+		err = e.store(b, p, &img.meter)
+		_ = b.Close()
+		if err == nil {
+			return nil
+		}
+	}
+	return err
+}

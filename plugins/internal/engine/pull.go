@@ -1,0 +1,331 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// PullRequest asks for an image.
+type PullRequest struct {
+	// Namespace of containerd, for the status only.
+	Namespace string
+	Ref       string           // fully qualified
+	Platform  ocispec.Platform // wanted
+	// Credentials, if not nil, gives those of the client for the host of Ref.
+	Credentials func(ctx context.Context, host string) (*wire.Credentials, error)
+	// Registry, if not nil, fetches from the registry as the client would: the
+	// source of last resort when no proxyd can complete the image. It may be
+	// called long after Pull has returned.
+	Registry func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+	// Ingest, if not nil, is told how far proxyd is with an image it did not know.
+	Ingest func(wire.Progress)
+}
+
+// Pull is an image whose metadata is local. Its chains are known to the
+// snapshotter, its layers to the content store; its contents are on the way.
+type Pull struct {
+	// Target is what the reference resolves to: index or manifest.
+	Target ocispec.Descriptor
+	// Manifest and Config of the platform. Manifest == Target without an index.
+	Manifest, Config ocispec.Descriptor
+	Layers           []ocispec.Descriptor
+	DiffIDs          []digest.Digest
+
+	documents map[digest.Digest][]byte
+	release   func()
+}
+
+// ErrNotAccelerated is wrapped by every error of Pull after which the image should
+// be pulled as stock containerd does. Its text says why.
+var ErrNotAccelerated = errors.New("not accelerated")
+
+// ref is a reference that was pulled.
+type ref struct {
+	rec refRecord
+	img *image // nil: plain
+}
+
+// Pull gets the metadata of an image from a proxyd and starts the stream of its
+// contents, which goes on after Pull returns and after ctx ends. Errors wrap
+// ErrNotAccelerated unless ctx ended.
+//
+// Until Release nothing of the image is collected by Sweep.
+func (e *Engine) Pull(ctx context.Context, r PullRequest) (*Pull, error) {
+	start := time.Now()
+	name, host, err := splitRef(r.Ref)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, err)
+	}
+	proxies := e.proxiesFor(host)
+	if len(proxies) == 0 {
+		return nil, fmt.Errorf("%w: no proxy is configured for registry %q", ErrNotAccelerated, host)
+	}
+	src := source{ref: r.Ref, host: host, platform: platforms.Format(r.Platform), registry: r.Registry}
+	if r.Credentials != nil {
+		if src.creds, err = r.Credentials(ctx, host); err != nil {
+			return nil, fmt.Errorf("%w: credentials for %q: %w", ErrNotAccelerated, host, err)
+		}
+	}
+	var failures []error
+	for _, p := range proxies {
+		s, m, err := e.open(ctx, p, name, src, r.Ingest)
+		if err == nil {
+			return e.pulled(ctx, r, s, m, start)
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		failures = append(failures, err)
+		if errdefs.IsUnauthorized(err) || errdefs.IsNotFound(err) {
+			break // is what the registry says: other proxies would say the same
+		}
+	}
+	return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, errors.Join(failures...))
+}
+
+// pulled finishes a pull whose image has been admitted.
+func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.Metadata, start time.Time) (*Pull, error) {
+	p := &Pull{
+		Target: m.Target().Descriptor, Manifest: m.Manifest.Descriptor, Config: m.Config.Descriptor,
+		Layers: m.ImageManifest.Layers, DiffIDs: m.ImageConfig.RootFS.DiffIDs,
+		documents: map[digest.Digest][]byte{}, release: s.unpin,
+	}
+	for _, d := range []*delta.Document{m.Index, m.Manifest, m.Config} {
+		if d != nil {
+			p.documents[d.Digest] = d.Bytes
+		}
+	}
+	key := refKey{r.Namespace, r.Ref}
+	rec := refRecord{
+		Target: p.Target.Digest, Manifest: s.img.digest, Proxy: s.proxy.Address, Pulled: start,
+		WireBytes: s.header, RoundTrips: s.turns, Ready: time.Since(start),
+	}
+	e.mu.Lock()
+	if s.img.rec.Complete {
+		rec.Done = rec.Ready
+	}
+	e.refs[key] = &ref{rec, s.img}
+	e.mu.Unlock()
+	log.G(ctx).WithFields(log.Fields{
+		"ref": r.Ref, "mode": ModeDelta, "proxy": s.proxy.Address, "roundtrips": s.turns, "bytes": s.header,
+		"objects": m.Header.Objects, "total_objects": m.Header.TotalObjects, "duration": rec.Ready,
+	}).Info("image metadata pulled")
+	return p, e.state.putRef(key, rec)
+}
+
+// Blob returns the bytes of Target, Manifest or Config.
+func (p *Pull) Blob(d digest.Digest) ([]byte, bool) {
+	b, ok := p.documents[d]
+	return b, ok
+}
+
+// Release ends the protection from Sweep. The caller has made snapshots by then.
+// It may be called more than once.
+func (p *Pull) Release() { p.release() }
+
+// open asks one proxy for an image, admits the answer, and starts to read the
+// contents in the background.
+func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, progress func(wire.Progress)) (*stream, *delta.Metadata, error) {
+	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
+	s := &stream{e: e, proxy: p}
+	forget := false // ask as if we had nothing
+	for {
+		m, err := e.header(ctx, s, req, forget, progress, func(m *delta.Metadata) error {
+			_, err := e.admit(ctx, m, s, src, name)
+			return err
+		})
+		switch {
+		case errors.Is(err, delta.ErrRetry):
+			continue
+		case errors.Is(err, delta.ErrOtherTOC) && !forget:
+			forget = true
+			continue
+		case err != nil:
+			return nil, nil, err
+		}
+		s.img.meter.turns.Add(1)
+		e.background(func(ctx context.Context) { e.receive(ctx, s) })
+		e.watch(s.img)
+		return s, m, nil
+	}
+}
+
+// header makes one request and reads its answer to the end of the header, behind
+// the gate, except while the proxyd tells that it is still working.
+func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, forget bool, progress func(wire.Progress), admit func(*delta.Metadata) error) (_ *delta.Metadata, err error) {
+	if err := e.lock(ctx); err != nil {
+		return nil, err
+	}
+	locked := true
+	unlock := func() {
+		if locked {
+			locked = false
+			e.unlock()
+		}
+	}
+	defer unlock()
+	// The stream outlives ctx, but not before its header is admitted.
+	sctx, cancel := context.WithCancel(e.ctx)
+	stop := context.AfterFunc(ctx, cancel)
+	defer func() {
+		if err != nil {
+			if s.bundle != nil {
+				_ = s.bundle.Close() // before cancel, so that the connection stays warm
+			}
+			cancel()
+			s.discard()
+		}
+	}()
+	if !forget {
+		req.Have = e.inventory()
+	}
+	s.turns++
+	if s.bundle, err = s.proxy.client.Delta(sctx, req); err != nil {
+		return nil, err
+	}
+	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.encodedTOC}, func(p wire.Progress) {
+		unlock()
+		if progress != nil {
+			progress(p)
+		}
+	})
+	s.header += s.bundle.WireBytes() + s.bundle.RequestBytes()
+	if err != nil {
+		return nil, err
+	}
+	if !locked {
+		// A header after progress: its objects may have been asked for by
+		// others since. What they claimed is received twice, which is harmless.
+		if err := e.lock(ctx); err != nil {
+			return nil, err
+		}
+		locked = true
+	}
+	if err := admit(m); err != nil {
+		return nil, err
+	}
+	e.pin(s)
+	if !stop() { // ctx ended, and with it sctx
+		s.unpin()
+		return nil, ctx.Err()
+	}
+	s.cancel, s.id = cancel, m.Header.Stream
+	return m, nil
+}
+
+// inventory is what the node has, or is about to get from streams under way.
+func (e *Engine) inventory() []wire.Have {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	have := make([]wire.Have, 0, len(e.layers))
+	for _, l := range e.layers {
+		if len(have) == wire.MaxHave {
+			break
+		}
+		have = append(have, wire.Have{DiffID: l.diffID, Missing: e.lacks(l)})
+	}
+	return have
+}
+
+// lacks is the bitmap of the objects of l that are neither local nor claimed;
+// nil if there are none. Engine.mu is held.
+func (e *Engine) lacks(l *layer) []byte {
+	if l.complete {
+		return nil
+	}
+	var missing []byte
+	local := true
+	for i, o := range l.objects {
+		if e.objects.Has(o.Digest) {
+			continue
+		}
+		local = false
+		if e.claims[o.Digest] != nil {
+			continue
+		}
+		if missing == nil {
+			missing = make([]byte, (len(l.objects)+7)/8)
+		}
+		missing[i/8] |= 1 << (i % 8)
+	}
+	l.complete = local
+	return missing
+}
+
+func (e *Engine) encodedTOC(d toc.Digest) (toc.Digest, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if l := e.layers[d]; l != nil {
+		return l.encoded, true
+	}
+	return toc.Digest{}, false
+}
+
+// pin protects the image of s from Sweep until s.unpin.
+func (e *Engine) pin(s *stream) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if top := s.img.top(); top != nil && !s.pinned {
+		s.pinned = true
+		e.pins[top.id]++
+	}
+}
+
+func (s *stream) unpin() {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	if s.pinned {
+		s.pinned = false
+		id := s.img.top().id
+		if s.e.pins[id]--; s.e.pins[id] == 0 {
+			delete(s.e.pins, id)
+		}
+	}
+}
+
+// Plain records that an image was pulled without acceleration, and why.
+func (e *Engine) Plain(namespace, name string, why error) {
+	key := refKey{namespace, name}
+	rec := refRecord{Pulled: time.Now()}
+	if why != nil {
+		rec.Reason = why.Error()
+	}
+	e.mu.Lock()
+	e.refs[key] = &ref{rec: rec}
+	e.mu.Unlock()
+	if err := e.state.putRef(key, rec); err != nil {
+		log.G(e.ctx).WithError(err).WithField("ref", name).Warn("status of a plain pull is not kept")
+	}
+}
+
+// splitRef takes "host/repo[:tag][@digest]" apart into "host/repo" and "host".
+func splitRef(ref string) (name, host string, err error) {
+	name, _, _ = strings.Cut(ref, "@")
+	host, repo, ok := strings.Cut(name, "/")
+	if !ok || host == "" || repo == "" {
+		return "", "", fmt.Errorf("reference %q is not host/repository:tag: %w", ref, errdefs.ErrInvalidArgument)
+	}
+	if i := strings.LastIndexByte(repo, ':'); i >= 0 {
+		repo = repo[:i]
+	}
+	return host + "/" + repo, host, nil
+}
+
+func hostOf(name string) string {
+	host, _, _ := strings.Cut(name, "/")
+	return host
+}

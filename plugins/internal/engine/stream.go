@@ -1,0 +1,347 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/containerd/log"
+
+	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/plugins/internal/objects"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// stream is one bundle of an image, from its request to its end.
+type stream struct {
+	e       *Engine
+	img     *image
+	proxy   *proxy
+	id      string // wire.Header.Stream
+	bundle  *delta.Bundle
+	cancel  context.CancelFunc
+	claimed []toc.Digest // what it will bring
+	header  int64        // bytes of requests and headers, both ways
+	turns   int64
+	pinned  bool // Engine.mu guards it
+}
+
+// discard gives back what s claimed and did not bring, so that others ask for it.
+func (s *stream) discard() {
+	s.e.mu.Lock()
+	defer s.e.mu.Unlock()
+	for _, d := range s.claimed {
+		if s.e.claims[d] == s {
+			delete(s.e.claims, d)
+		}
+	}
+	s.claimed = nil
+	for _, img := range s.e.images {
+		if img.pending != nil {
+			img.broadcast() // anyone may have relied on s
+		}
+	}
+}
+
+// receive reads the data frames of s to the end.
+func (e *Engine) receive(ctx context.Context, s *stream) {
+	defer s.cancel()
+	img := s.img
+	e.mu.Lock()
+	p := img.pending
+	if p == nil {
+		p = &pending{} // complete: nothing but the end comes
+	}
+	if len(s.claimed) > 0 {
+		img.main = s
+	}
+	e.mu.Unlock()
+	err := e.store(s.bundle, p, &img.meter)
+	_ = s.bundle.Close()
+	e.mu.Lock()
+	img.failure = err
+	if img.main == s {
+		img.main = nil
+	}
+	e.mu.Unlock()
+	s.discard()
+	if err != nil && ctx.Err() == nil {
+		log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "proxy": s.proxy.Address}).Warn("stream broke off")
+	}
+}
+
+// store writes the objects of a bundle. Bytes are counted by m as they come.
+func (e *Engine) store(b *delta.Bundle, p *pending, m *meter) (err error) {
+	open := map[uint32]*objects.Writer{} // large objects of which pieces are missing
+	defer func() {
+		for i, w := range open {
+			e.streaming.Delete(p.list[i].Digest)
+			err = errors.Join(err, w.Close())
+		}
+	}()
+	var done []toc.Digest
+	for seen := b.WireBytes(); ; {
+		f, err := b.Next()
+		now := b.WireBytes()
+		m.add(now - seen)
+		seen = now
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		case f.Type != wire.FrameData:
+			continue // the end
+		}
+		done = done[:0]
+		contents := f.Data.Contents
+		for _, piece := range f.Data.Index {
+			whole, err := e.piece(p, open, piece, contents[:piece.Length])
+			if err != nil {
+				return err
+			}
+			if whole {
+				done = append(done, p.list[piece.Object].Digest)
+			}
+			contents = contents[piece.Length:]
+		}
+		e.arrived(done...)
+	}
+}
+
+// piece stores one piece and tells whether its object is whole now.
+func (e *Engine) piece(p *pending, open map[uint32]*objects.Writer, piece wire.Piece, b []byte) (bool, error) {
+	if piece.Kind != wire.KindPlain || int(piece.Object) >= len(p.list) {
+		return false, fmt.Errorf("entry of kind %d for object %d of %d: %w", piece.Kind, piece.Object, len(p.list), toc.ErrInvalid)
+	}
+	o := p.list[piece.Object]
+	if o.Size <= toc.PieceSize {
+		if piece.Piece != 0 {
+			return false, fmt.Errorf("piece %d of object %s of %d bytes: %w", piece.Piece, o.Digest, o.Size, toc.ErrInvalid)
+		}
+		return true, e.objects.Put(o, b)
+	}
+	w := open[piece.Object]
+	if w == nil {
+		if e.objects.Has(o.Digest) {
+			return true, nil
+		}
+		var err error
+		if w, err = e.objects.Writer(o); err != nil {
+			return false, err
+		}
+		open[piece.Object] = w
+		e.streaming.Store(o.Digest, struct{}{})
+	}
+	if err := w.Piece(int(piece.Piece), b); err != nil {
+		return false, err
+	}
+	if !w.Complete() {
+		return false, nil
+	}
+	delete(open, piece.Object)
+	e.streaming.Delete(o.Digest)
+	return true, w.Close()
+}
+
+// watch makes sure that somebody sees to it that img becomes complete.
+func (e *Engine) watch(img *image) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if img.watched || img.pending == nil {
+		return
+	}
+	img.watched = true
+	ctx, cancel := context.WithCancel(e.ctx)
+	img.stop = cancel
+	e.wg.Add(1)
+	go func() {
+		defer e.wg.Done()
+		defer cancel()
+		e.supervise(ctx, img)
+	}()
+}
+
+// patience with proxies, after which the registry is asked for whole layers.
+const patience = 4 // failed requests in a row, to each proxy
+
+// supervise asks again for what an image lacks, for as long as it takes.
+func (e *Engine) supervise(ctx context.Context, img *image) {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 100*time.Millisecond, 30*time.Second
+	for failures := 0; ; {
+		e.mu.Lock()
+		p, changed := img.pending, img.changed
+		missing := p != nil && p.objects > 0
+		orphans := missing && e.orphans(p)
+		e.mu.Unlock()
+		switch {
+		case !missing:
+			if err := e.finish(ctx, img); err != nil {
+				log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image is complete but not marked so")
+			}
+			return
+		case !orphans: // streams under way will bring everything
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+			continue
+		}
+		before := p.objects
+		err := e.again(ctx, img, failures)
+		if ctx.Err() != nil {
+			return
+		}
+		e.mu.Lock()
+		progress := img.pending != nil && img.pending.objects < before
+		if err != nil {
+			img.failure = err
+		}
+		e.mu.Unlock()
+		if progress {
+			failures = 0
+			pause.Reset()
+			continue
+		}
+		if failures++; err != nil {
+			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "tries": failures}).Warn("image is not complete yet; trying again")
+		}
+		t := time.NewTimer(pause.NextBackOff())
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return
+		}
+	}
+}
+
+// orphans tells whether p needs objects that no stream will bring. Engine.mu is held.
+func (e *Engine) orphans(p *pending) bool {
+	for i, needed := range p.need {
+		if needed && e.claims[p.list[i].Digest] == nil {
+			if e.objects.Has(p.list[i].Digest) {
+				p.got(uint32(i)) // came on demand for another image
+				continue
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// again asks the next source for what an image lacks and reads the answer to its end.
+func (e *Engine) again(ctx context.Context, img *image, failures int) error {
+	proxies := e.proxiesFor(img.source.host)
+	if n := len(proxies); n == 0 || failures >= patience*n && failures%2 == 0 {
+		return e.fromRegistry(ctx, img)
+	}
+	p := proxies[failures%len(proxies)]
+	s, err := e.reopen(ctx, img, p)
+	if err != nil {
+		return err
+	}
+	e.receive(ctx, s)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return img.failure
+}
+
+// reopen asks p for what img lacks.
+func (e *Engine) reopen(ctx context.Context, img *image, p *proxy) (*stream, error) {
+	src := img.source
+	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
+	s := &stream{e: e, proxy: p}
+	for {
+		_, err := e.header(ctx, s, req, false, nil, func(m *delta.Metadata) error {
+			if m.Manifest.Digest.String() != img.digest.String() {
+				return fmt.Errorf("manifest %s instead of %s: %w", m.Manifest.Digest, img.digest, toc.ErrInvalid)
+			}
+			_, err := e.admit(ctx, m, s, src, img.rec.Name)
+			return err
+		})
+		if errors.Is(err, delta.ErrRetry) {
+			continue
+		}
+		if err == nil {
+			s.unpin()
+			img.meter.turns.Add(1)
+			img.meter.add(s.header)
+		}
+		return s, err
+	}
+}
+
+// resume goes on with an image that was incomplete when the engine was opened.
+func (e *Engine) resume(ctx context.Context, img *image) {
+	var tocs []*toc.TOC
+	for _, l := range img.layers {
+		t, err := e.readTOC(l.diffID)
+		if err != nil {
+			log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
+			return
+		}
+		tocs = append(tocs, t)
+	}
+	tree, err := toc.Merge(tocs...)
+	if err == nil {
+		var p *pending
+		if p, _, _, err = newPending(tree, tocs, e.objects.Has); err == nil {
+			e.mu.Lock()
+			img.pending = p
+			e.recount(img)
+			e.mu.Unlock()
+			e.watch(img)
+			return
+		}
+	}
+	log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
+}
+
+// finish makes what arrived durable and tells that the image is complete.
+func (e *Engine) finish(ctx context.Context, img *image) error {
+	if err := e.objects.Sync(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	img.rec.Complete = true
+	rec := img.rec
+	refs := map[refKey]refRecord{}
+	for k, r := range e.refs {
+		if r.img == img && r.rec.Done == 0 {
+			r.rec.Done = time.Since(r.rec.Pulled)
+			r.rec.WireBytes += img.meter.total.Load()
+			r.rec.RoundTrips += img.meter.turns.Load() - 1
+			refs[k] = r.rec
+		}
+	}
+	img.pending, img.watched, img.failure = nil, false, nil
+	img.broadcast()
+	hooks := e.hooks
+	e.mu.Unlock()
+	if err := e.state.putImage(img.digest, rec); err != nil {
+		return err
+	}
+	for k, r := range refs {
+		if err := e.state.putRef(k, r); err != nil {
+			return err
+		}
+		log.G(ctx).WithFields(log.Fields{
+			"ref": k.ref, "mode": ModeDelta, "bytes": r.WireBytes, "objects": rec.Objects, "roundtrips": r.RoundTrips, "duration": r.Done,
+		}).Info("image is complete")
+	}
+	for _, fn := range hooks {
+		for _, c := range img.chains {
+			if e.complete(c) {
+				fn(ctx, c.id)
+			}
+		}
+	}
+	return nil
+}
