@@ -7,7 +7,10 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -138,4 +141,27 @@ func (n *Namespace) close() {
 	n.closeTUN()
 	close(n.work)
 	n.file.Close()
+}
+
+// KillAll kills every process that is in the namespace: what daemons have left
+// behind, such as shims.
+func (n *Namespace) KillAll() error {
+	var own unix.Stat_t
+	if err := unix.Fstat(int(n.file.Fd()), &own); err != nil {
+		return fmt.Errorf("stat namespace: %w", err)
+	}
+	procs, err := filepath.Glob("/proc/[0-9]*/ns/net")
+	if err != nil {
+		return err
+	}
+	for _, p := range procs {
+		var st unix.Stat_t
+		if err := unix.Stat(p, &st); err != nil || st.Ino != own.Ino || st.Dev != own.Dev {
+			continue // gone, or not ours
+		}
+		if pid, err := strconv.Atoi(strings.Split(p, "/")[2]); err == nil && pid != os.Getpid() {
+			_ = unix.Kill(pid, unix.SIGKILL) // it may have ended by itself
+		}
+	}
+	return nil
 }

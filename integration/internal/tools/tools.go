@@ -1,0 +1,151 @@
+// Package tools finds the binaries under test and gets those that tests need
+// besides: stock containerd and a real registry, built by the go command into the
+// repository's .cache/bin.
+package tools
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// RegistryModule is the registry that tests, benchmarks and the demo push to. It
+// is not in go.mod: it would bring the dependencies of three clouds.
+const RegistryModule = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
+
+const containerd = "github.com/containerd/containerd/v2/cmd/"
+
+var containerdVersion = regexp.MustCompile(`(?m)^\s*github\.com/containerd/containerd/v2 (v\S+)$`)
+
+// Binaries are the paths of what runs on a node.
+type Binaries struct {
+	Containerd, Ctr, Shim string
+	// CtrStarlight and Proxyd are "" for stock containerd.
+	CtrStarlight, Proxyd string
+}
+
+// Root returns the directory of the repository.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for d := dir; ; d = filepath.Dir(d) {
+		b, err := os.ReadFile(filepath.Join(d, "go.mod"))
+		if err == nil && strings.HasPrefix(string(b), "module github.com/starlight-delta/starlight\n") {
+			return d, nil
+		}
+		if d == filepath.Dir(d) {
+			return "", fmt.Errorf("%s is not inside the repository of Starlight", dir)
+		}
+	}
+}
+
+// Product returns what "make build" made, in bin/ or in $STARLIGHT_BIN.
+func Product() (Binaries, error) {
+	dir := os.Getenv("STARLIGHT_BIN")
+	if dir == "" {
+		root, err := Root()
+		if err != nil {
+			return Binaries{}, err
+		}
+		dir = filepath.Join(root, "bin")
+	}
+	b := Binaries{
+		Containerd:   filepath.Join(dir, "containerd"),
+		Ctr:          filepath.Join(dir, "ctr"),
+		Shim:         filepath.Join(dir, "containerd-shim-runc-v2"),
+		CtrStarlight: filepath.Join(dir, "ctr-starlight"),
+		Proxyd:       filepath.Join(dir, "proxyd"),
+	}
+	for _, p := range []string{b.Containerd, b.Ctr, b.Shim, b.CtrStarlight, b.Proxyd} {
+		if _, err := os.Stat(p); err != nil {
+			return Binaries{}, fmt.Errorf("%w (run \"make build\" first)", err)
+		}
+	}
+	return b, nil
+}
+
+// Stock returns upstream's containerd in the version of go.mod, building it if it
+// is not there.
+func Stock(ctx context.Context) (Binaries, error) {
+	var b Binaries
+	root, err := Root()
+	if err != nil {
+		return b, err
+	}
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		return b, err
+	}
+	m := containerdVersion.FindSubmatch(mod)
+	if m == nil {
+		return b, errors.New("no version of containerd in go.mod")
+	}
+	for _, t := range []struct {
+		name string
+		path *string
+	}{{"containerd", &b.Containerd}, {"ctr", &b.Ctr}, {"containerd-shim-runc-v2", &b.Shim}} {
+		p, err := cached(ctx, "stock-"+string(m[1]), t.name, func(dir string) *exec.Cmd {
+			return exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir, containerd+t.name)
+		})
+		if err != nil {
+			return b, err
+		}
+		*t.path = p
+	}
+	return b, nil
+}
+
+// Registry returns the registry binary, installing it if it is not there.
+func Registry(ctx context.Context) (string, error) {
+	_, version, _ := strings.Cut(RegistryModule, "@")
+	return cached(ctx, "registry-"+version, "registry", func(dir string) *exec.Cmd {
+		c := exec.CommandContext(ctx, "go", "install", "-trimpath", RegistryModule)
+		c.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0")
+		return c
+	})
+}
+
+// cached returns .cache/bin/set/name and runs build if it is missing; several
+// processes may ask at once.
+func cached(ctx context.Context, set, name string, build func(dir string) *exec.Cmd) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(root, ".cache", "bin", set)
+	path := filepath.Join(dir, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(dir+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return "", err
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return "", fmt.Errorf("lock %s: %w", lock.Name(), err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	tmp, err := os.MkdirTemp(dir, "build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(tmp)
+	c := build(tmp)
+	c.Dir = root
+	if out, err := c.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", c, err, out)
+	}
+	return path, os.Rename(filepath.Join(tmp, name), path)
+}
