@@ -10,8 +10,10 @@
 //	preamble = "SLDB" version(1 byte) 0 0 0
 //	frame    = type(1 byte) flags(1 byte) length(uvarint) payload(length bytes)
 //
-// Flag 1 (compressed) says that the payload is one zstd frame. Frames come in
-// this order; a reader refuses any other:
+// Flag 1 (compressed) says that the payload is one zstd frame with a window of at
+// most 8 MiB; all other flags are zero. The limits of this package hold for the
+// payload on the wire and for what it decodes to. Frames come in this order, and have
+// the types 1 (progress) to 8 (error); a reader refuses any other:
 //
 //	progress*                      JSON Progress; while an unknown image is ingested
 //	retry                          ends the bundle: proxyd is ready now, ask again
@@ -23,8 +25,10 @@
 //	end                            ends the bundle: everything promised was sent
 //
 // An error frame (JSON Error) may take the place of any frame and ends the
-// bundle. A bundle without end, retry or error was cut off. The bundle that
-// answers an ObjectsRequest has data frames and end only.
+// bundle. A bundle without end, retry or error was cut off; nothing may follow
+// these. There are either all blobs of the header, in its order and each of its Size,
+// or none; retry and end have no payload. The bundle that answers an ObjectsRequest
+// has data frames and end (or error) only.
 //
 // Why retry: a worker holds back its other requests until it has the header of
 // the one before, so that two pulls at once never ask for the same object
@@ -50,7 +54,8 @@
 // error. Other kinds are reserved for patches against objects that the worker
 // has; a reader refuses kinds it does not know, and a writer sends only kinds that
 // the request allows. The pieces of one object come in order, and may be
-// interleaved with other objects.
+// interleaved with other objects. A data frame has at least one entry, no entry is
+// empty or longer than PieceSize, and the lengths add up to the contents.
 //
 // Every piece is checked against its sha256 in the TOC before anybody can read
 // it, and every object against its own before it is complete.

@@ -47,9 +47,6 @@ const flagCompressed = 1
 // preamble opens every bundle.
 const preamble = "SLDB\x01\x00\x00\x00"
 
-// MaxCount is the largest number of entries in the index of one data frame.
-const MaxCount = 4096
-
 // ErrTruncated is wrapped by the errors about bundles that were cut off.
 var ErrTruncated = errors.New("bundle is cut off")
 

@@ -9,6 +9,7 @@ const (
 	MaxTOCFrame  = 256 << 20
 	MaxData      = 4 << 20 // bytes of a data frame's contents, uncompressed
 	MaxDataIndex = 64 << 10
+	MaxCount     = 4096 // entries in the index of a data frame
 	MaxLayers    = 512
 	MaxHave      = 4096
 	MaxAsk       = 4096 // objects in one ObjectsRequest
