@@ -278,7 +278,9 @@ func (c *comparer) readXattrs(p string) (map[string]string, error) {
 		}
 		n, err := unix.Lgetxattr(p, name, buf)
 		if err != nil {
-			return nil, fmt.Errorf("getxattr %q: %w", name, err)
+			// An empty security.capability can be listed but not read.
+			xattrs[name] = "unreadable: " + err.Error()
+			continue
 		}
 		xattrs[name] = string(buf[:n])
 	}
