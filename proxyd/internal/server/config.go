@@ -1,0 +1,89 @@
+package server
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/blob"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta"
+	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// Registry asks registries on behalf of clients. *registry.Client is one.
+type Registry interface {
+	Image(ctx context.Context, ref string, platform ocispec.Platform, creds *wire.Credentials) (*registry.Image, error)
+	Blob(ctx context.Context, ref string, desc ocispec.Descriptor, creds *wire.Credentials) (io.ReadCloser, error)
+}
+
+// Ingester makes layers known. *ingest.Ingester is one.
+type Ingester interface {
+	Ready(ctx context.Context, img *registry.Image) ([]*meta.Layer, error)
+	Image(ctx context.Context, img *registry.Image, creds *wire.Credentials, progress func(done, total int64)) ([]*meta.Layer, error)
+	TOC(ctx context.Context, l *meta.Layer) ([]byte, error)
+}
+
+// Meta is what the server needs of the database. meta.Store is one.
+type Meta interface {
+	Layer(ctx context.Context, diffID toc.Digest) (*meta.Layer, error)
+	Order(ctx context.Context, manifest toc.Digest, kind string) ([]byte, error)
+	PutOrder(ctx context.Context, manifest toc.Digest, kind string, order []byte) error
+	Ping(ctx context.Context) error
+}
+
+// Config of a Server.
+type Config struct {
+	Registry Registry
+	Ingester Ingester
+	Meta     Meta
+	Blobs    blob.Store
+	Metrics  *Metrics
+	Log      *slog.Logger
+	// Version of the binary, for ping.
+	Version string
+	// Tokens, if there are any, are what workers must show as bearer token.
+	Tokens []string
+	// ClientCert demands a verified client certificate of workers.
+	ClientCert bool
+	Limits     Limits
+}
+
+// Limits bound what clients can make proxyd hold.
+type Limits struct {
+	// Requests is how many requests of workers are looked at at the same time.
+	Requests int
+	// Bundles is how many of them may be sent data; each costs some MiB.
+	Bundles int
+	// Waiting is how many may wait for an ingest, IngestWait how long.
+	Waiting    int
+	IngestWait time.Duration
+	// Stall is how long a client may take nothing of what is sent to it.
+	Stall time.Duration
+	// Body is how long a client may take to send its request.
+	Body time.Duration
+	// Plan is how long proxyd may take from the end of the request to the
+	// header, ingest apart.
+	Plan time.Duration
+	// CacheBytes bounds what is kept in memory between requests.
+	CacheBytes int64
+}
+
+// DefaultLimits returns the limits that keep proxyd below 200 MB with 10 large
+// images under way.
+func DefaultLimits() Limits {
+	return Limits{
+		Requests:   256,
+		Bundles:    64,
+		Waiting:    64,
+		IngestWait: 5 * time.Minute,
+		Stall:      time.Minute,
+		Body:       30 * time.Second,
+		Plan:       time.Minute,
+		CacheBytes: 64 << 20,
+	}
+}

@@ -1,0 +1,320 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta"
+	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// delta answers a wire.DeltaRequest.
+func (s *Server) delta(w *response, r *http.Request, rec *record) error {
+	var req wire.DeltaRequest
+	if err := s.decode(w, r, &req); err != nil {
+		return err
+	}
+	rec.ref, rec.platform = req.Ref, req.Platform
+	platform, err := parsePlatform(req.Platform)
+	if err != nil {
+		return err
+	}
+	ctx := r.Context()
+	img, err := s.cfg.Registry.Image(ctx, req.Ref, platform, req.Credentials)
+	if err != nil {
+		return err
+	}
+	rec.digest = img.Manifest.Digest
+	switch {
+	case len(img.Inner) > 0:
+		return &wire.Error{Code: wire.CodeUnsupported, Message: "an index within an index"}
+	case len(img.Layers) > wire.MaxLayers:
+		return &wire.Error{Code: wire.CodeUnsupported, Message: fmt.Sprintf("an image of %d layers", len(img.Layers))}
+	case !req.HaveManifest.IsZero() && req.HaveManifest != img.Manifest.Digest:
+		return invalid("the reference does not lead to the manifest that the worker has")
+	}
+	b := &bundle{s: s, w: w, out: wire.NewWriter(w), rec: rec, req: &req, img: img}
+	im, err := b.prepare(ctx)
+	switch {
+	case err != nil:
+	case b.progressed.Load():
+		err = b.out.Retry()
+	default:
+		err = b.send(ctx, im)
+	}
+	s.cfg.Metrics.bundleBytes.Add(float64(b.out.Written()))
+	if err != nil && w.began() && ctx.Err() == nil {
+		// If this fails too, the bundle is truncated, which says the same.
+		_ = b.out.Error(wireError(err))
+	}
+	return err
+}
+
+// bundle is one answer to a delta request.
+type bundle struct {
+	s   *Server
+	w   *response
+	out *wire.Writer
+	rec *record
+	req *wire.DeltaRequest
+	img *registry.Image
+
+	done, total atomic.Int64 // of the ingest
+	progressed  atomic.Bool  // a progress frame was written: only retry can follow
+}
+
+// prepare makes the image ready to be planned. While that takes time, it writes
+// progress frames: at once if there is something to ingest, so that the worker does
+// not hold its other requests back, else when nothing was heard for a while.
+func (b *bundle) prepare(ctx context.Context) (*image, error) {
+	layers, err := b.s.cfg.Ingester.Ready(ctx, b.img)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var im *image
+	var workErr error
+	finished := make(chan struct{})
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	if layers == nil {
+		release, ok := b.s.waiting.take()
+		if !ok {
+			return nil, busy("too many images are being ingested")
+		}
+		defer release()
+		b.s.cfg.Metrics.waiting.Inc()
+		defer b.s.cfg.Metrics.waiting.Dec()
+		b.rec.ingested = true
+		b.total.Store(b.img.Size())
+		if err := b.progress(); err != nil {
+			return nil, err
+		}
+	}
+	work.Go(func() {
+		defer close(finished)
+		if layers == nil {
+			if layers, workErr = b.ingest(ctx); workErr != nil {
+				return
+			}
+		}
+		im, workErr = b.s.library.image(ctx, b.img, layers)
+	})
+	tick := time.NewTicker(wire.ProgressInterval * 8 / 10) // the rest is for the way
+	defer tick.Stop()
+	for {
+		select {
+		case <-finished:
+			return im, workErr
+		case <-tick.C:
+			if err := b.progress(); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
+
+func (b *bundle) ingest(ctx context.Context) ([]*meta.Layer, error) {
+	limit, cancel := context.WithTimeout(ctx, b.s.cfg.Limits.IngestWait)
+	defer cancel()
+	layers, err := b.s.cfg.Ingester.Image(limit, b.img, b.req.Credentials, func(done, total int64) {
+		b.done.Store(done)
+		b.total.Store(total)
+	})
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return nil, busy("the image is still being ingested")
+	}
+	return layers, err
+}
+
+func (b *bundle) progress() error {
+	b.progressed.Store(true)
+	b.bundleType()
+	return b.out.Progress(wire.Progress{Stage: "ingest", Done: b.done.Load(), Total: b.total.Load()})
+}
+
+func (b *bundle) bundleType() {
+	h := b.w.Header()
+	h.Set("Content-Type", wire.BundleType)
+	h.Set("Cache-Control", "no-store") // it was made for one client's credentials
+}
+
+// send plans and writes the bundle.
+func (b *bundle) send(ctx context.Context, im *image) error {
+	release, ok := b.s.bundles.take()
+	if !ok {
+		return busy("too many bundles are under way")
+	}
+	defer release()
+	began := time.Now()
+	inventory, err := b.s.library.inventory(ctx, im, b.req.Have)
+	if err != nil {
+		return err
+	}
+	plan := delta.Make(im.delta, inventory, im.order)
+	inventory = nil // it may be large, and the stream long
+	b.rec.plan = time.Since(began)
+	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
+
+	st := b.s.streams.open(reference(b.img), im, plan)
+	defer b.s.streams.close(st)
+	b.s.cfg.Metrics.streams.Inc()
+	defer b.s.cfg.Metrics.streams.Dec()
+	if err := b.head(ctx, im, plan, st.name); err != nil {
+		return err
+	}
+	if !b.req.HeaderOnly {
+		b.rec.objects, b.rec.bytes = len(plan.Objects), plan.Bytes
+		if err := b.data(ctx, im, plan, st); err != nil {
+			return err
+		}
+	}
+	return b.out.End()
+}
+
+// head writes all that comes before the first data frame.
+func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, stream string) error {
+	h := &wire.Header{
+		Stream: stream, Plan: plan.Digest,
+		Objects: len(plan.Objects), Bytes: plan.Bytes,
+		TotalObjects: plan.TotalObjects, TotalBytes: plan.TotalBytes,
+	}
+	documents := []*registry.Blob{&b.img.Manifest, &b.img.Config}
+	if b.img.Index != nil {
+		documents = append([]*registry.Blob{b.img.Index}, documents...)
+	}
+	for _, d := range documents {
+		h.Blobs = append(h.Blobs, wire.Blob{MediaType: d.MediaType, Digest: d.Digest, Size: int64(len(d.Bytes))})
+	}
+	known := make(map[toc.Digest]bool, len(b.req.Have))
+	for _, have := range b.req.Have {
+		known[have.DiffID] = true
+	}
+	var send []*meta.Layer
+	for i, m := range im.layers {
+		up := b.img.Layers[i]
+		l := wire.Layer{DiffID: m.DiffID, Digest: up.Digest, Size: up.Descriptor.Size, MediaType: up.Descriptor.MediaType, TOC: m.TOC}
+		if l.Sent = !known[m.DiffID]; l.Sent {
+			known[m.DiffID] = true // the next one with this diff ID
+			send = append(send, m)
+		}
+		h.Layers = append(h.Layers, l)
+	}
+	b.bundleType()
+	if err := b.out.Header(h); err != nil {
+		return err
+	}
+	if b.req.HaveManifest.IsZero() {
+		for _, d := range documents {
+			if err := b.out.Blob(d.Bytes); err != nil {
+				return err
+			}
+		}
+	}
+	if err := b.out.Flush(); err != nil {
+		return err
+	}
+	for _, m := range send {
+		ly, err := b.s.library.layer(ctx, m)
+		if err != nil {
+			return err
+		}
+		write := b.out.TOC
+		if ly.compressed {
+			write = b.out.CompressedTOC
+		}
+		if err := write(ly.encoded); err != nil {
+			return err
+		}
+	}
+	return b.out.Flush()
+}
+
+// data writes the data frames.
+func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stream) error {
+	packs := b.s.library.packSet(im.layers)
+	defer packs.close()
+	var skipped []uint32
+	skip := func(object uint32) bool {
+		if !st.claims.Skip(object) {
+			b.s.cfg.Metrics.bundleObjects.Inc()
+			return false
+		}
+		skipped = append(skipped, object)
+		return true
+	}
+	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, skip); err != nil {
+		return err
+	}
+	if !st.failed.Load() {
+		return nil
+	}
+	// An answer to a request for single objects broke off: what it claimed may
+	// not have got through.
+	return delta.Stream(ctx, b.out, im.delta, &delta.Plan{Objects: skipped}, packs.pack, nil)
+}
+
+// inventory loads what the worker has, as far as it is of use for the image: the
+// layers of the image itself as they are, of all others only the objects that the
+// image has too.
+func (l *library) inventory(ctx context.Context, im *image, have []wire.Have) ([]delta.Inventory, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Limits.Plan)
+	defer cancel()
+	own := make(map[toc.Digest]bool, len(im.layers))
+	for _, m := range im.layers {
+		own[m.DiffID] = true
+	}
+	inventory := make([]delta.Inventory, 0, len(have))
+	for _, h := range have {
+		ly, err := l.have(ctx, h.DiffID)
+		if errors.Is(err, meta.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if own[h.DiffID] {
+			inventory = append(inventory, delta.Inventory{TOC: ly.toc, Missing: h.Missing})
+			continue
+		}
+		shared := &toc.TOC{DiffID: h.DiffID}
+		for i := range ly.toc.Objects {
+			missing := i/8 < len(h.Missing) && h.Missing[i/8]&(1<<(i%8)) != 0
+			if _, ok := im.delta.Index(ly.toc.Objects[i].Digest); ok && !missing {
+				shared.Objects = append(shared.Objects, ly.toc.Objects[i])
+			}
+		}
+		if len(shared.Objects) > 0 {
+			inventory = append(inventory, delta.Inventory{TOC: shared})
+		}
+	}
+	return inventory, nil
+}
+
+// reference names an image by its digest.
+func reference(img *registry.Image) string { return img.Name + "@" + img.Manifest.Digest.String() }
+
+// parsePlatform reads os/arch[/variant].
+func parsePlatform(s string) (ocispec.Platform, error) {
+	parts := strings.Split(s, "/")
+	if len(s) > 128 || len(parts) < 2 || len(parts) > 3 || parts[0] == "" || parts[1] == "" {
+		return ocispec.Platform{}, invalid("platform is not os/arch[/variant]")
+	}
+	p := ocispec.Platform{OS: parts[0], Architecture: parts[1]}
+	if len(parts) == 3 {
+		p.Variant = parts[2]
+	}
+	return p, nil
+}

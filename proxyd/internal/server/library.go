@@ -1,0 +1,256 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/blob"
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta"
+	"github.com/starlight-delta/starlight/proxyd/internal/pack"
+	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// library prepares layers and images for planning, and keeps what was used last.
+type library struct {
+	cfg    Config
+	layers *cache[toc.Digest, *layer] // by diff ID
+	images *cache[toc.Digest, *image] // by manifest
+	packs  *cache[string, *packFile]  // by key
+	// building bounds how many images are prepared at a time: that needs the
+	// whole TOCs and the merged tree.
+	building slots
+}
+
+// layer is what planning needs of a layer, and its TOC ready to be sent.
+type layer struct {
+	toc        *toc.TOC // without Entries
+	encoded    []byte   // the encoded TOC, compressed by wire.Compress if that paid
+	compressed bool
+}
+
+// image is an image ready to be planned.
+type image struct {
+	manifest toc.Digest
+	layers   []*meta.Layer
+	delta    *delta.Image
+	order    []uint32
+}
+
+func newLibrary(cfg Config) *library {
+	share := cfg.Limits.CacheBytes / 5
+	return &library{
+		cfg:      cfg,
+		layers:   newCache[toc.Digest, *layer](2*share, nil),
+		images:   newCache[toc.Digest, *image](2*share, nil),
+		packs:    newCache[string](share, (*packFile).release),
+		building: make(slots, 2),
+	}
+}
+
+func (l *library) close() error {
+	l.images.close()
+	l.layers.close()
+	l.packs.close()
+	return nil
+}
+
+// reachable tells whether the blob store answers.
+func (l *library) reachable(ctx context.Context) error {
+	if _, err := l.cfg.Blobs.Stat(ctx, "ready"); err != nil && !errors.Is(err, blob.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// layer returns a layer by its record.
+func (l *library) layer(ctx context.Context, m *meta.Layer) (*layer, error) {
+	return l.layers.get(ctx, m.DiffID, l.cfg.Limits.Plan, func(ctx context.Context) (*layer, int64, error) {
+		encoded, t, err := l.decode(ctx, m)
+		if err != nil {
+			return nil, 0, err
+		}
+		ly := newLayer(encoded, t)
+		return ly, ly.cost(), nil
+	})
+}
+
+// have returns a layer that a worker says to have, or nil if proxyd does not
+// know it.
+func (l *library) have(ctx context.Context, diffID toc.Digest) (*layer, error) {
+	return l.layers.get(ctx, diffID, l.cfg.Limits.Plan, func(ctx context.Context) (*layer, int64, error) {
+		m, err := l.cfg.Meta.Layer(ctx, diffID)
+		if err != nil {
+			return nil, 0, err
+		}
+		encoded, t, err := l.decode(ctx, m)
+		if err != nil {
+			return nil, 0, err
+		}
+		ly := newLayer(encoded, t)
+		return ly, ly.cost(), nil
+	})
+}
+
+func (l *library) decode(ctx context.Context, m *meta.Layer) ([]byte, *toc.TOC, error) {
+	encoded, err := l.cfg.Ingester.TOC(ctx, m)
+	if err != nil {
+		return nil, nil, fmt.Errorf("table of contents of layer %s: %w", m.DiffID, err)
+	}
+	t, err := toc.Decode(encoded)
+	if err != nil {
+		return nil, nil, fmt.Errorf("table of contents of layer %s: %w", m.DiffID, err)
+	}
+	return encoded, t, nil
+}
+
+func newLayer(encoded []byte, t *toc.TOC) *layer {
+	ly := &layer{toc: &toc.TOC{DiffID: t.DiffID, Objects: t.Objects}}
+	z, ok := wire.Compress(nil, encoded)
+	// Compress may leave much room behind what it returns.
+	ly.encoded, ly.compressed = append(make([]byte, 0, len(z)), z...), ok
+	return ly
+}
+
+func (ly *layer) cost() int64 {
+	const object = 64 // bytes of a toc.Object
+	n := int64(len(ly.encoded)) + 256
+	for i := range ly.toc.Objects {
+		n += object + 32*int64(len(ly.toc.Objects[i].Pieces))
+	}
+	return n
+}
+
+// image prepares an image all of whose layers are ingested.
+func (l *library) image(ctx context.Context, img *registry.Image, layers []*meta.Layer) (*image, error) {
+	return l.images.get(ctx, img.Manifest.Digest, l.cfg.Limits.Plan, func(ctx context.Context) (*image, int64, error) {
+		select {
+		case l.building <- struct{}{}:
+			defer func() { <-l.building }()
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		}
+		return l.build(ctx, img, layers)
+	})
+}
+
+func (l *library) build(ctx context.Context, img *registry.Image, layers []*meta.Layer) (*image, int64, error) {
+	tocs := make([]*toc.TOC, len(layers))
+	for i, m := range layers {
+		var err error
+		if _, tocs[i], err = l.decode(ctx, m); err != nil {
+			return nil, 0, err
+		}
+	}
+	tree, err := toc.Merge(tocs...)
+	if err != nil {
+		return nil, 0, fmt.Errorf("merge the layers: %w", err)
+	}
+	d, err := delta.NewImage(tocs, tree)
+	if err != nil {
+		return nil, 0, err
+	}
+	im := &image{manifest: img.Manifest.Digest, layers: layers, delta: d}
+	var cost int64
+	for i := range d.Objects {
+		cost += 320 + 32*int64(len(d.Objects[i].Pieces)) // measured, with the maps
+	}
+	if im.order, err = l.order(ctx, im, img, tree); err != nil {
+		return nil, 0, err
+	}
+	return im, cost + 4<<10, nil
+}
+
+// packFile is an open pack. It is closed when the cache and all who acquired it
+// have released it.
+type packFile struct {
+	*pack.Reader
+	refs atomic.Int64
+}
+
+func (p *packFile) acquire() bool {
+	for {
+		n := p.refs.Load()
+		if n == 0 {
+			return false
+		}
+		if p.refs.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (p *packFile) release() {
+	if p.refs.Add(-1) == 0 {
+		// It was only read from.
+		_ = p.Close()
+	}
+}
+
+// pack opens the pack of a layer; it must be released.
+func (l *library) pack(ctx context.Context, key string) (*packFile, error) {
+	for {
+		p, err := l.packs.get(ctx, key, l.cfg.Limits.Plan, func(ctx context.Context) (*packFile, int64, error) {
+			b, err := l.cfg.Blobs.Open(ctx, key)
+			if err != nil {
+				return nil, 0, fmt.Errorf("open pack: %w", err)
+			}
+			r, err := pack.NewReader(b)
+			if err != nil {
+				return nil, 0, errors.Join(fmt.Errorf("open pack %q: %w", key, err), b.Close())
+			}
+			p := &packFile{Reader: r}
+			p.refs.Store(1)
+			const perObject = 48 // bytes of the index in memory
+			return p, perObject*int64(r.Objects()) + 4<<10, nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		if p.acquire() {
+			return p, nil
+		}
+		// It was evicted and closed since; the next get loads it again.
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// packSet is the packs that one request uses.
+type packSet struct {
+	l      *library
+	layers []*meta.Layer
+	open   map[int]*packFile
+}
+
+func (l *library) packSet(layers []*meta.Layer) *packSet {
+	return &packSet{l: l, layers: layers, open: make(map[int]*packFile)}
+}
+
+// pack is a delta.Packs.
+func (s *packSet) pack(ctx context.Context, layer int) (delta.Pack, error) { return s.get(ctx, layer) }
+
+func (s *packSet) get(ctx context.Context, layer int) (*packFile, error) {
+	if p := s.open[layer]; p != nil {
+		return p, nil
+	}
+	p, err := s.l.pack(ctx, s.layers[layer].PackKey)
+	if err != nil {
+		return nil, err
+	}
+	s.open[layer] = p
+	return p, nil
+}
+
+// close releases the packs.
+func (s *packSet) close() {
+	for _, p := range s.open {
+		p.release()
+	}
+	clear(s.open)
+}
