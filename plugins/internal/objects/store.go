@@ -61,9 +61,6 @@ func Open(root string) (_ *Store, err error) {
 			_ = s.Close()
 		}
 	}()
-	if err := os.RemoveAll(s.partial); err != nil {
-		return nil, fmt.Errorf("remove stale partial objects: %w", err)
-	}
 	for _, d := range []string{s.dir, s.partial} {
 		if err := os.MkdirAll(d, dirMode); err != nil {
 			return nil, fmt.Errorf("create object store: %w", err)
@@ -75,6 +72,9 @@ func Open(root string) (_ *Store, err error) {
 	if s.partialFD, err = openDir(s.partial); err != nil {
 		return nil, err
 	}
+	if err := s.clearPartial(); err != nil {
+		return nil, fmt.Errorf("remove stale partial objects: %w", err)
+	}
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i := range s.local {
@@ -84,6 +84,21 @@ func Open(root string) (_ *Store, err error) {
 		return nil, fmt.Errorf("load object store: %w", err)
 	}
 	return s, nil
+}
+
+// clearPartial empties partial/. The directory itself stays: the process of the
+// lazy file system, which outlives us, has it open.
+func (s *Store) clearPartial() error {
+	names, err := os.ReadDir(s.partial)
+	if err != nil {
+		return err
+	}
+	for _, de := range names {
+		if err := os.RemoveAll(filepath.Join(s.partial, de.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func openDir(path string) (int, error) {
