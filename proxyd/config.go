@@ -1,0 +1,191 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/server"
+)
+
+// Config is the configuration file.
+type Config struct {
+	// Listen is the address to listen on.
+	Listen string `toml:"listen"`
+	// DataDir holds blobs, and the database if that is SQLite.
+	DataDir string `toml:"data_dir"`
+	// DB is the URL of a Postgres database; empty means SQLite in DataDir.
+	DB string `toml:"db"`
+	// DBFile names a file with the URL, to keep its password out of DB.
+	DBFile string `toml:"db_file"`
+	// Drain is how long requests may go on after SIGTERM.
+	Drain Duration `toml:"drain"`
+
+	Registries Registries `toml:"registries"`
+	TLS        TLS        `toml:"tls"`
+	Auth       Auth       `toml:"auth"`
+	Limits     Limits     `toml:"limits"`
+	Log        Log        `toml:"log"`
+}
+
+// Registries says which registries proxyd talks to, and how.
+type Registries struct {
+	// Allowed are patterns of the registries that may be asked; none means all.
+	Allowed []string `toml:"allowed"`
+	// PlainHTTP are those that speak HTTP without TLS.
+	PlainHTTP []string `toml:"plain_http"`
+	// CacheTTL is how long an answer of a registry is believed for the same
+	// reference and credentials.
+	CacheTTL Duration `toml:"cache_ttl"`
+}
+
+// TLS makes proxyd speak HTTPS.
+type TLS struct {
+	CertFile string `toml:"cert_file"`
+	KeyFile  string `toml:"key_file"`
+	// ClientCAFile holds the authorities whose client certificates workers must show.
+	ClientCAFile string `toml:"client_ca_file"`
+}
+
+// Auth says what workers must show besides.
+type Auth struct {
+	// TokenFile holds bearer tokens, one per line.
+	TokenFile string `toml:"token_file"`
+}
+
+// Limits are those of package server, and of ingest.
+type Limits struct {
+	Requests   int      `toml:"requests"`
+	Bundles    int      `toml:"bundles"`
+	Waiting    int      `toml:"ingest_waiting"`
+	IngestWait Duration `toml:"ingest_wait"`
+	// IngestParallel is how many layers are ingested at a time.
+	IngestParallel int      `toml:"ingest_parallel"`
+	Stall          Duration `toml:"stall"`
+	Body           Duration `toml:"body"`
+	Plan           Duration `toml:"plan"`
+	CacheBytes     int64    `toml:"cache_bytes"`
+}
+
+// Log says what is logged, and how.
+type Log struct {
+	Level  string `toml:"level"`
+	Format string `toml:"format"`
+}
+
+// Duration is written as "5s".
+type Duration time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// MarshalText is the inverse of UnmarshalText.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// Default returns the configuration without a file.
+func Default() *Config {
+	l := server.DefaultLimits()
+	return &Config{
+		Listen:     ":8090",
+		Drain:      Duration(30 * time.Second),
+		Registries: Registries{CacheTTL: Duration(30 * time.Second)},
+		Limits: Limits{
+			Requests: l.Requests, Bundles: l.Bundles, Waiting: l.Waiting,
+			IngestWait: Duration(l.IngestWait), IngestParallel: 4,
+			Stall: Duration(l.Stall), Body: Duration(l.Body), Plan: Duration(l.Plan), CacheBytes: l.CacheBytes,
+		},
+		Log: Log{Level: "info", Format: "text"},
+	}
+}
+
+// load reads a file over c. A key that does not exist is an error: it is a typo
+// that would silently leave a limit or a lock out.
+func (c *Config) load(name string) error {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
+	if err := dec.Decode(c); err != nil {
+		var strict *toml.StrictMissingError
+		if errors.As(err, &strict) {
+			return fmt.Errorf("%s: unknown key:\n%s", name, strict.String())
+		}
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// Validate checks what an operator may have got wrong.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		bad("listen: %w", err)
+	}
+	if c.DataDir == "" {
+		bad("data_dir (--data-dir) is needed")
+	}
+	if c.DB != "" && c.DBFile != "" {
+		bad("db and db_file exclude each other")
+	}
+	if c.DB != "" && !isPostgres(c.DB) {
+		bad("db: the URL does not begin with postgres://")
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		bad("tls: cert_file and key_file go together")
+	}
+	if c.TLS.ClientCAFile != "" && c.TLS.CertFile == "" {
+		bad("tls: client_ca_file needs cert_file and key_file")
+	}
+	for _, h := range slices.Concat(c.Registries.Allowed, c.Registries.PlainHTTP) {
+		if h == "" || strings.Contains(h, "/") {
+			bad("registries: %q is not host[:port]", h)
+		}
+	}
+	l := c.Limits
+	for name, v := range map[string]int64{
+		"requests": int64(l.Requests), "bundles": int64(l.Bundles), "ingest_waiting": int64(l.Waiting),
+		"ingest_wait": int64(l.IngestWait), "ingest_parallel": int64(l.IngestParallel), "stall": int64(l.Stall),
+		"body": int64(l.Body), "plan": int64(l.Plan), "cache_bytes": l.CacheBytes,
+	} {
+		if v <= 0 {
+			bad("limits: %s must be positive", name)
+		}
+	}
+	if c.Drain < 0 || c.Registries.CacheTTL < 0 {
+		bad("drain and cache_ttl must not be negative")
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.Log.Level)); err != nil {
+		bad("log: level %q", c.Log.Level)
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		bad("log: format %q is neither text nor json", c.Log.Format)
+	}
+	return errors.Join(errs...)
+}
+
+func isPostgres(url string) bool {
+	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
+}
+
+// server returns the limits of package server.
+func (l Limits) server() server.Limits {
+	return server.Limits{
+		Requests: l.Requests, Bundles: l.Bundles, Waiting: l.Waiting, IngestWait: time.Duration(l.IngestWait),
+		Stall: time.Duration(l.Stall), Body: time.Duration(l.Body), Plan: time.Duration(l.Plan), CacheBytes: l.CacheBytes,
+	}
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/blob/fsblob"
+	"github.com/starlight-delta/starlight/proxyd/internal/ingest"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta/sqlstore"
+	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/internal/server"
+)
+
+// serve puts the parts together and serves until ctx ends and the requests
+// under way are answered, or the drain time is over.
+func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
+	tlsConfig, err := cfg.TLS.config()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	tokens, err := cfg.Auth.tokens()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	dsn, err := cfg.dsn()
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	store, err := sqlstore.Open(ctx, dsn)
+	if err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	defer closing(&err, store.Close)
+	blobs, err := fsblob.New(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	metrics := server.NewMetrics()
+	metrics.Build(version, commit)
+	client := registry.New(registry.Config{
+		PlainHTTP: cfg.Registries.PlainHTTP,
+		Allowed:   cfg.Registries.Allowed,
+		UserAgent: "starlight-proxyd/" + version,
+		Documents: store,
+		CacheTTL:  cacheTTL(cfg),
+		Transport: metrics.Transport(http.DefaultTransport),
+	})
+	ingester := ingest.New(ingest.Config{
+		Source: metrics.Source(client), Meta: store, Blobs: blobs, Parallel: cfg.Limits.IngestParallel,
+	})
+	defer closing(&err, ingester.Close)
+	handler := server.New(server.Config{
+		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log,
+		Version: version, Tokens: tokens, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
+	})
+	defer closing(&err, handler.Close)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	log.Info("listening", "address", listener.Addr().String(), "tls", tlsConfig != nil, "version", version)
+	return serveHTTP(ctx, listener, tlsConfig, handler, time.Duration(cfg.Drain), log)
+}
+
+// serveHTTP serves until ctx ends, then drains.
+func serveHTTP(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, drain time.Duration, log *slog.Logger) error {
+	srv := &http.Server{
+		Handler:   h,
+		TLSConfig: tlsConfig,
+		// A worker keeps one connection warm between pulls.
+		IdleTimeout:       10 * time.Minute,
+		ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes:    64 << 10,
+		Protocols:         new(http.Protocols),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	// One connection per request under way: on a lossy link, streams that share
+	// a connection wait for each other's lost packets.
+	srv.Protocols.SetHTTP1(true)
+	done := make(chan error, 1)
+	go func() {
+		if tlsConfig != nil {
+			done <- srv.ServeTLS(l, "", "")
+		} else {
+			done <- srv.Serve(l)
+		}
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("draining", "timeout", drain)
+	limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	err := srv.Shutdown(limit)
+	if errors.Is(err, context.DeadlineExceeded) {
+		log.Warn("requests are cut off")
+		err = srv.Close()
+	}
+	if served := <-done; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
+}
+
+func closing(err *error, closeIt func() error) {
+	if e := closeIt(); e != nil {
+		*err = errors.Join(*err, e)
+	}
+}
+
+// cacheTTL translates "0s", which is "not at all" to an operator.
+func cacheTTL(cfg *Config) time.Duration {
+	if cfg.Registries.CacheTTL == 0 {
+		return -1
+	}
+	return time.Duration(cfg.Registries.CacheTTL)
+}
+
+// dsn names the database.
+func (c *Config) dsn() (string, error) {
+	switch {
+	case c.DB != "":
+		return c.DB, nil
+	case c.DBFile != "":
+		b, err := os.ReadFile(c.DBFile)
+		if err != nil {
+			return "", fmt.Errorf("db_file: %w", err)
+		}
+		url := strings.TrimSpace(string(b))
+		if !isPostgres(url) {
+			return "", errors.New("db_file: its content does not begin with postgres://")
+		}
+		return url, nil
+	default:
+		return filepath.Join(c.DataDir, "proxyd.db"), nil
+	}
+}
+
+// config reads certificates; nil means plain HTTP.
+func (t TLS) config() (*tls.Config, error) {
+	if t.CertFile == "" {
+		return nil, nil
+	}
+	cert, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("tls: %w", err)
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	if t.ClientCAFile != "" {
+		pem, err := os.ReadFile(t.ClientCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("tls: %w", err)
+		}
+		c.ClientCAs = x509.NewCertPool()
+		if !c.ClientCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("tls: %s holds no certificate", t.ClientCAFile)
+		}
+		// Probes have no certificate; the server demands one of workers.
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return c, nil
+}
+
+// tokens reads the token file.
+func (a Auth) tokens() ([]string, error) {
+	if a.TokenFile == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(a.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("auth: %w", err)
+	}
+	tokens := strings.Fields(string(b))
+	if len(tokens) == 0 {
+		return nil, fmt.Errorf("auth: %s holds no token", a.TokenFile)
+	}
+	return tokens, nil
+}
