@@ -84,16 +84,10 @@ func (g *Ingester) layer(ctx context.Context, img *registry.Image, l registry.La
 	}
 	defer g.layers.Release(1)
 	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		before := p.read.Load()
 		err := g.fetch(ctx, img, l, creds, p)
 		var w *wire.Error
 		if err != nil && (!errors.As(err, &w) || w.Code != wire.CodeUpstream) {
-			return struct{}{}, backoff.Permanent(err)
-		}
-		if err != nil {
-			// Approximate if other layers are read at the same time; it must not
-			// grow beyond the total.
-			p.read.Store(min(p.read.Load(), before))
+			err = backoff.Permanent(err)
 		}
 		return struct{}{}, err
 	}, backoff.WithMaxTries(attempts), backoff.WithMaxElapsedTime(0), backoff.WithBackOff(retryDelay()))
@@ -125,13 +119,18 @@ func (g *Ingester) present(ctx context.Context, diffID toc.Digest) bool {
 }
 
 // fetch reads a layer from the registry and records it.
-func (g *Ingester) fetch(ctx context.Context, img *registry.Image, l registry.Layer, creds *wire.Credentials, p *progress) error {
+func (g *Ingester) fetch(ctx context.Context, img *registry.Image, l registry.Layer, creds *wire.Credentials, p *progress) (err error) {
 	rc, err := g.cfg.Source.Blob(ctx, img.Name, l.Descriptor, creds)
 	if err != nil {
 		return err
 	}
 	defer rc.Close() //nolint:errcheck // only read from
 	r := &counted{r: rc, n: &p.read}
+	defer func() {
+		if err != nil {
+			p.read.Add(-r.own) // the next attempt reads it again
+		}
+	}()
 	b := &meta.LayerBlob{Digest: l.Digest, Size: l.Descriptor.Size, DiffID: l.DiffID}
 	if g.present(ctx, l.DiffID) {
 		// The same layer, compressed in another way. Whether it is the same is
@@ -196,13 +195,15 @@ func (g *Ingester) store(ctx context.Context, r io.Reader, l registry.Layer) (*m
 
 // counted counts what is read.
 type counted struct {
-	r io.Reader
-	n *atomic.Int64
+	r   io.Reader
+	n   *atomic.Int64
+	own int64 // what of n came from here
 }
 
 // Read implements io.Reader.
 func (c *counted) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n.Add(int64(n))
+	c.own += int64(n)
 	return n, err
 }
