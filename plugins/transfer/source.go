@@ -1,0 +1,289 @@
+package transfer
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/transfer"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/starlight-delta/starlight/plugins/internal/engine"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+)
+
+// namedFetcher is a source that says what it fetches before it asks anybody.
+type namedFetcher interface {
+	transfer.ImageFetcher
+	Image() string
+}
+
+// source is the client's source of an image, answering from the engine. It lives
+// as long as one transfer.
+type source struct {
+	namedFetcher // the client's
+	config       Config
+	platform     ocispec.Platform
+	credentials  *credentials
+	progress     transfer.ProgressFunc // may be nil
+
+	mu      sync.Mutex   // guards the following
+	pull    *engine.Pull // nil: not ours, or not any more
+	fetched bool         // Fetcher has been called while pull was set
+	release []func()
+	told    bool // the layers have been reported complete
+}
+
+var (
+	_ transfer.ImageFetcher              = (*source)(nil)
+	_ transfer.ImageResolverOptionSetter = (*source)(nil)
+)
+
+func newSource(ctx context.Context, c Config, f namedFetcher, p ocispec.Platform, progress transfer.ProgressFunc) *source {
+	return &source{namedFetcher: f, config: c, platform: p, credentials: newCredentials(ctx, f), progress: progress}
+}
+
+// close ends what the transfer held.
+func (s *source) close() {
+	s.credentials.close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range s.release {
+		f()
+	}
+	s.release = nil
+}
+
+func (s *source) String() string { return fmt.Sprint(s.namedFetcher) }
+
+// SetResolverOptions is for the client's source.
+func (s *source) SetResolverOptions(opts ...transfer.ImageResolverOption) {
+	if setter, ok := s.namedFetcher.(transfer.ImageResolverOptionSetter); ok {
+		setter.SetResolverOptions(opts...)
+	}
+}
+
+// began tells whether the transfer got beyond Resolve with the engine's answer.
+func (s *source) began() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fetched
+}
+
+func (s *source) current() *engine.Pull {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pull
+}
+
+// plain leaves the image to the client's source, and says why.
+func (s *source) plain(ctx context.Context, why error) {
+	ns, _ := namespaces.Namespace(ctx)
+	log.G(ctx).WithError(why).WithField("ref", s.Image()).Warn("not a delta pull: the image comes from the registry")
+	s.config.Engine.Plain(ns, s.Image(), why)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pull = nil
+}
+
+// Resolve asks the engine, and the registry if the engine cannot.
+func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error) {
+	ref, err := canonical(s.Image())
+	if err != nil {
+		return s.namedFetcher.Resolve(ctx) // says the same, as clients expect it
+	}
+	ns, _ := namespaces.Namespace(ctx)
+	pull, err := s.config.Engine.Pull(ctx, engine.PullRequest{
+		Namespace:   ns,
+		Ref:         ref,
+		Platform:    s.platform,
+		Credentials: s.credentials.get,
+		Registry:    s.fetchFromRegistry,
+		Ingest:      s.ingest,
+	})
+	if err != nil {
+		if ctx.Err() != nil {
+			return "", ocispec.Descriptor{}, err
+		}
+		s.plain(ctx, err)
+		return s.namedFetcher.Resolve(ctx)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pull = pull
+	s.release = append(s.release, pull.Release)
+	if h := s.config.Holder; h != nil {
+		s.release = append(s.release, h.Hold(digests(pull.Layers)...))
+	}
+	return s.Image(), pull.Target, nil
+}
+
+// fetchFromRegistry fetches as the client would; also after the transfer.
+func (s *source) fetchFromRegistry(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	f, err := s.namedFetcher.Fetcher(ctx, s.Image())
+	if err != nil {
+		return nil, err
+	}
+	return f.Fetch(ctx, desc)
+}
+
+// ingest tells the client why its pull waits.
+func (s *source) ingest(p wire.Progress) {
+	if s.progress != nil {
+		s.progress(transfer.Progress{Event: fmt.Sprintf("The proxy reads the image (%d of %d MB)", p.Done/1e6, p.Total/1e6)})
+	}
+}
+
+// Fetcher records the layers of the image in the namespace, under the lease of
+// the transfer, and returns a fetcher for the rest. In a second namespace nothing
+// may be left to be fetched, so it is done here and not on a Fetch.
+func (s *source) Fetcher(ctx context.Context, ref string) (transfer.Fetcher, error) {
+	inner, err := s.namedFetcher.Fetcher(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	pull := s.current()
+	if pull == nil {
+		return inner, nil
+	}
+	s.mu.Lock()
+	s.fetched = true
+	s.mu.Unlock()
+	label, err := docker.AppendDistributionSourceLabel(s.config.Content, ref)
+	if err != nil {
+		return nil, err
+	}
+	for _, layer := range pull.Layers {
+		s.report(ctx, "waiting", layer, 0)
+		err := record(ctx, s.config.Content, layer)
+		if err == nil {
+			_, err = label(ctx, layer)
+		}
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil, err
+			}
+			// The image runs without, but "image check" says that it is not complete.
+			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": ref, "digest": layer.Digest}).
+				Warn("failed to record a layer")
+		}
+	}
+	return &fetcher{inner: inner, source: s, pull: pull}, nil
+}
+
+// record commits a virtual blob in the namespace, without its bytes.
+func record(ctx context.Context, cs content.Store, desc ocispec.Descriptor) (err error) {
+	w, err := content.OpenWriter(ctx, cs, content.WithRef(remotes.MakeRefKey(ctx, desc)), content.WithDescriptor(desc))
+	if err != nil {
+		if errdefs.IsAlreadyExists(err) {
+			return nil
+		}
+		return err
+	}
+	defer func() {
+		if cerr := w.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	st, err := w.Status()
+	if err != nil {
+		return err
+	}
+	if st.Offset != desc.Size {
+		return fmt.Errorf("the content store does not share %s between namespaces: %w", desc.Digest, errdefs.ErrFailedPrecondition)
+	}
+	if err := w.Commit(ctx, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+		return err
+	}
+	return nil
+}
+
+// complete reports the layers as complete, once.
+func (s *source) complete(ctx context.Context) {
+	s.mu.Lock()
+	pull, told := s.pull, s.told
+	s.told = true
+	s.mu.Unlock()
+	if pull == nil || told {
+		return
+	}
+	for _, layer := range pull.Layers {
+		s.report(ctx, "complete", layer, layer.Size)
+	}
+}
+
+// report sends an event of the kind that the progress watchdog of CRI counts.
+func (s *source) report(ctx context.Context, event string, layer ocispec.Descriptor, done int64) {
+	if s.progress == nil {
+		return
+	}
+	p := transfer.Progress{
+		Event: event, Name: remotes.MakeRefKey(ctx, layer), Progress: done, Total: layer.Size, Desc: &layer,
+	}
+	if pull := s.current(); pull != nil {
+		p.Parents = []string{remotes.MakeRefKey(ctx, pull.Manifest)}
+	}
+	s.progress(p)
+}
+
+// fetcher gives from memory what the engine brought, and the rest from the registry.
+type fetcher struct {
+	inner  transfer.Fetcher
+	source *source
+	pull   *engine.Pull
+}
+
+// Fetch implements transfer.Fetcher.
+func (f *fetcher) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	b, ok := f.pull.Blob(desc.Digest)
+	if !ok {
+		return f.inner.Fetch(ctx, desc)
+	}
+	if images.IsConfigType(desc.MediaType) {
+		// By now the client knows the manifest, under which it shows the layers.
+		f.source.complete(ctx)
+	}
+	return blob{bytes.NewReader(b)}, nil
+}
+
+// blob can seek, so that an interrupted ingest goes on where it was.
+type blob struct{ *bytes.Reader }
+
+func (blob) Close() error { return nil }
+
+// canonical is a reference without the tag if it has a digest: the digest decides.
+func canonical(ref string) (string, error) {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return "", err
+	}
+	if spec.Object == "" {
+		return "", fmt.Errorf("reference %q has neither tag nor digest: %w", ref, errdefs.ErrInvalidArgument)
+	}
+	if tag, dgst, ok := strings.Cut(spec.Object, "@"); ok {
+		if tag != "" {
+			return spec.Locator + "@" + dgst, nil
+		}
+	}
+	return ref, nil
+}
+
+func digests(layers []ocispec.Descriptor) []digest.Digest {
+	out := make([]digest.Digest, len(layers))
+	for i, l := range layers {
+		out[i] = l.Digest
+	}
+	return out
+}
