@@ -202,6 +202,18 @@ func TestLazyChain(t *testing.T) {
 	})
 }
 
+// TestEmpty: the engine may finish, and containerd collect, before the first snapshot.
+func TestEmpty(t *testing.T) {
+	needRoot(t)
+	e := newLazy(t)
+	s := newLazySnapshotter(t, e, starlight.Config{})
+	must(t, s.Cleanup(t.Context()))
+	if len(e.swept) != 1 || len(e.swept[0]) != 0 {
+		t.Errorf("swept %v, want once, with nothing live", e.swept)
+	}
+	e.complete(t.Context(), digest.FromString("any"))
+}
+
 // TestMountsAgain loses the mount, as a reboot does.
 func TestMountsAgain(t *testing.T) {
 	needRoot(t)

@@ -102,7 +102,7 @@ func (s *Snapshotter) remountOne(ctx context.Context, id string, kind snapshots.
 // restingOn lists the IDs of the active snapshots and views on a chain.
 func (s *Snapshotter) restingOn(ctx context.Context, chain digest.Digest) (map[string]snapshots.Kind, error) {
 	on := map[string]snapshots.Kind{}
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+	err := s.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
 			if info.Kind == snapshots.KindCommitted {
 				return nil

@@ -65,7 +65,7 @@ func (s *Snapshotter) orphans(ctx context.Context) ([]string, error) {
 		return nil, err
 	}
 	var ids map[string]string
-	err = s.ms.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+	err = s.read(ctx, func(ctx context.Context) (err error) {
 		ids, err = storage.IDMap(ctx)
 		return err
 	})
@@ -95,7 +95,7 @@ func (s *Snapshotter) removeDirectory(ctx context.Context, id string) {
 func (s *Snapshotter) liveChains(ctx context.Context) ([]digest.Digest, error) {
 	seen := map[digest.Digest]struct{}{}
 	var live []digest.Digest
-	err := s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+	err := s.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			chain := chainOf(info)
 			if _, ok := seen[chain]; chain != "" && !ok {

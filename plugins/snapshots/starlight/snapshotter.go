@@ -28,6 +28,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
@@ -224,6 +225,17 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 			}
 			return fn(ctx, s.labelled(id, info))
 		}, filters...)
+	})
+}
+
+// read runs fn in a read transaction. Before the first snapshot there is nothing
+// to read, which is no error.
+func (s *Snapshotter) read(ctx context.Context, fn func(context.Context) error) error {
+	return s.ms.WithTransaction(ctx, false, func(ctx context.Context) error {
+		if _, err := storage.IDMap(ctx); errdefs.IsNotFound(err) {
+			return nil
+		}
+		return fn(ctx)
 	})
 }
 
