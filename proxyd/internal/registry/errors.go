@@ -43,7 +43,7 @@ func (s *session) wireError(ctx context.Context, err error) error {
 		w.Code, w.Message = wire.CodeUnsupported, "a manifest or config is too large"
 	case errors.As(err, &resp):
 		w.Code, w.Message = responseCode(resp), responseMessage(resp)
-	case errors.Is(err, auth.ErrBasicCredentialNotFound):
+	case errors.Is(err, auth.ErrBasicCredentialNotFound), strings.Contains(err.Error(), missingBasic):
 		w.Code, w.Message = wire.CodeUnauthorized, "credentials are required"
 	case errors.As(err, &uerr):
 		w.Message = redact(uerr.Err.Error())
@@ -77,6 +77,10 @@ func responseMessage(resp *errcode.ErrorResponse) string {
 	}
 	return msg
 }
+
+// missingBasic is what oras says, without an error to compare with, if a registry
+// wants a password and the client has an identity token.
+const missingBasic = "missing username or password for basic auth"
 
 var (
 	errorCode = regexp.MustCompile(`^[A-Z_]{1,40}$`)
