@@ -88,15 +88,15 @@ func Put(ctx context.Context, s Store, key string, b []byte) error {
 	return w.Commit()
 }
 
-// Get returns the blob under key; it refuses blobs of more than max bytes.
-func Get(ctx context.Context, s Store, key string, max int64) ([]byte, error) {
+// Get returns the blob under key; it refuses blobs of more than limit bytes.
+func Get(ctx context.Context, s Store, key string, limit int64) ([]byte, error) {
 	r, err := s.Open(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close() //nolint:errcheck // only read from
-	if r.Size() > max {
-		return nil, fmt.Errorf("blob %q has %d bytes, limit %d", key, r.Size(), max)
+	if r.Size() > limit {
+		return nil, fmt.Errorf("blob %q has %d bytes, limit %d", key, r.Size(), limit)
 	}
 	b := make([]byte, r.Size())
 	if _, err := io.ReadFull(io.NewSectionReader(r, 0, r.Size()), b); err != nil {
