@@ -1,6 +1,7 @@
 # Starlight. `make help` lists the targets.
 
-GO       ?= go
+# A go command that go.mod is content with, found or fetched by integration/setup.
+GO       ?= $(shell integration/go-toolchain 2>/dev/null || echo go)
 BIN      ?= bin
 VERSION  ?= $(shell git describe --tags --match 'v[0-9]*' --always --dirty 2>/dev/null | sed 's/^v//')
 COMMIT   ?= $(shell git rev-parse HEAD 2>/dev/null)
@@ -48,6 +49,52 @@ $(BIN)/proxyd: FORCE
 
 $(BIN)/ctr-starlight: FORCE
 	$(BUILD_OWN) -o $@ ./contrib/ctr-starlight
+
+# What is not in go.mod is installed in these versions.
+GOLANGCI_VERSION := v2.15.0
+GOLANGCI         := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)
+
+# Packages without integration/, whose tests need the binaries.
+PACKAGES = $(shell $(GO) list ./... | grep -v '/integration$$')
+
+.PHONY: setup test unit-test race-test integration-test bench demo lint
+
+setup: ## Install what tests and demo need (apt; as root).
+	integration/setup
+
+test: setup ## Run all tests: unit, conformance, race and integration (as root).
+	$(MAKE) unit-test race-test integration-test
+
+unit-test: ## Run the tests of single packages, with the conformance suites.
+	$(GO) test $(PACKAGES)
+
+race-test: ## The same with the race detector.
+	CGO_ENABLED=1 $(GO) test -race $(PACKAGES)
+
+integration-test: build ## Run the stories of integration/ with the quick corpus (as root).
+	$(GO) test -short -timeout 30m ./integration
+
+integration-test-full: build ## The same with the whole corpus (as root).
+	integration/setup --corpus
+	$(GO) test -timeout 60m ./integration
+
+demo: ## Show fresh and update pulls beside stock containerd: make demo [IMAGE=ref UPDATE=ref] (as root).
+	integration/setup
+	$(MAKE) build
+	PATH="$(dir $(shell command -v $(GO))):$$PATH" $(GO) run ./integration/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(UPDATE),-update '$(UPDATE)') $(if $(READY),-ready '$(READY)') $(DEMOFLAGS)
+
+bench: ## Measure starts, disk speed and memory; writes bench.json (as root).
+	integration/setup --corpus
+	$(MAKE) build
+	PATH="$(dir $(shell command -v $(GO))):$$PATH" $(GO) run ./integration/bench $(BENCHFLAGS)
+
+lint: $(GOLANGCI) ## Run the linters.
+	$(GOLANGCI) run ./...
+
+$(GOLANGCI):
+	@mkdir -p $(@D)
+	GOBIN=$(CURDIR)/.cache/bin/golangci $(GO) install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_VERSION)
+	mv .cache/bin/golangci/golangci-lint $@
 
 clean: ## Remove what build made.
 	rm -rf $(BIN)

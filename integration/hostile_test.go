@@ -9,8 +9,10 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/wan"
 	"github.com/starlight-delta/starlight/internal/fscmp"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -24,12 +26,13 @@ type mangler struct {
 
 var errCut = errors.New("cut here")
 
-func newMangler(proxyd string, mangle func(*wire.Writer, wire.Frame) error) (*mangler, error) {
+func newMangler(from *wan.Namespace, proxyd string, mangle func(*wire.Writer, wire.Frame) error) (*mangler, error) {
 	u, err := url.Parse(proxyd)
 	if err != nil {
 		return nil, err
 	}
 	m := &mangler{to: httputil.NewSingleHostReverseProxy(u), mangle: mangle}
+	m.to.Transport = from.Client().Transport
 	m.to.ModifyResponse = m.modify
 	return m, nil
 }
@@ -151,9 +154,11 @@ func TestHostileProxy(t *testing.T) {
 	t.Cleanup(func() { close(stall) })
 	for _, c := range []struct {
 		name   string
+		mode   string // how the image was pulled in the end
 		mangle func() func(*wire.Writer, wire.Frame) error
 	}{
-		{"wrong contents", func() func(*wire.Writer, wire.Frame) error {
+		{"is honest after all", "delta", func() func(*wire.Writer, wire.Frame) error { return pass }},
+		{"wrong contents", "delta", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameData {
 					return w.Data(f.Data.Index, flip(f.Data.Contents), false)
@@ -161,7 +166,7 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"wrong manifest", func() func(*wire.Writer, wire.Frame) error {
+		{"wrong manifest", "plain", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameBlob {
 					return w.Blob(flip(f.Payload))
@@ -169,7 +174,7 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"wrong TOC", func() func(*wire.Writer, wire.Frame) error {
+		{"wrong TOC", "plain", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameTOC {
 					return w.TOC(flip(f.Payload))
@@ -177,7 +182,7 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"truncates the header", func() func(*wire.Writer, wire.Frame) error {
+		{"truncates the header", "plain", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameTOC {
 					return errCut
@@ -185,7 +190,7 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"truncates the data", func() func(*wire.Writer, wire.Frame) error {
+		{"truncates the data", "delta", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameData {
 					return errCut
@@ -193,7 +198,7 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"ends without sending", func() func(*wire.Writer, wire.Frame) error {
+		{"ends without sending", "delta", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameData {
 					return nil
@@ -201,7 +206,7 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"stalls before the header", func() func(*wire.Writer, wire.Frame) error {
+		{"stalls before the header", "plain", func() func(*wire.Writer, wire.Frame) error {
 			return func(_ *wire.Writer, f wire.Frame) error {
 				if f.Type != wire.FrameProgress {
 					<-stall
@@ -209,7 +214,7 @@ func TestHostileProxy(t *testing.T) {
 				return errCut
 			}
 		}},
-		{"stalls in the data", func() func(*wire.Writer, wire.Frame) error {
+		{"stalls in the data", "delta", func() func(*wire.Writer, wire.Frame) error {
 			return func(w *wire.Writer, f wire.Frame) error {
 				if f.Type == wire.FrameData {
 					<-stall
@@ -218,14 +223,15 @@ func TestHostileProxy(t *testing.T) {
 				return pass(w, f)
 			}
 		}},
-		{"names with ..", func() func(*wire.Writer, wire.Frame) error { return hostileNames("../../../escaped") }},
-		{"absolute names", func() func(*wire.Writer, wire.Frame) error { return hostileNames("/escaped") }},
-		{"names with NUL", func() func(*wire.Writer, wire.Frame) error { return hostileNames("a\x00b") }},
+		{"names with ..", "plain", func() func(*wire.Writer, wire.Frame) error { return hostileNames("../../../escaped") }},
+		{"absolute names", "plain", func() func(*wire.Writer, wire.Frame) error { return hostileNames("/escaped") }},
+		{"names with NUL", "plain", func() func(*wire.Writer, wire.Frame) error { return hostileNames("a\x00b") }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			start := time.Now()
 			w := newWorld(t, lan)
 			p := w.proxyd()
-			m, err := newMangler(p.Address, c.mangle())
+			m, err := newMangler(w.Link.Cloud, p.Address, c.mangle())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -233,10 +239,13 @@ func TestHostileProxy(t *testing.T) {
 			ref := w.push("tinyhttp", "v2")
 			n.pull(ref)
 			n.wait(ref)
+			if s := n.status1(ref); s.Mode != c.mode {
+				t.Errorf("got %+v, want mode %s", s, c.mode)
+			}
 			if err := n.Pull(t.Context(), ref, "--snapshotter", overlayfs); err != nil {
 				t.Fatal(err)
 			}
-			diffs, err := fscmp.Compare(n.mount(t, ref, overlayfs), n.mount(t, ref, starlight), fscmp.Options{})
+			diffs, err := fscmp.Compare(n.mount(t, ref, overlayfs), n.mount(t, ref, starlight), fscmp.Options{DirTimesBefore: start})
 			if err != nil {
 				t.Fatal(err)
 			}
