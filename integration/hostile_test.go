@@ -207,11 +207,12 @@ func TestHostileProxy(t *testing.T) {
 			}
 		}},
 		{"stalls before the header", "plain", func() func(*wire.Writer, wire.Frame) error {
-			return func(_ *wire.Writer, f wire.Frame) error {
-				if f.Type != wire.FrameProgress {
+			return func(w *wire.Writer, f wire.Frame) error {
+				if f.Type == wire.FrameHeader {
 					<-stall
+					return errCut
 				}
-				return errCut
+				return pass(w, f)
 			}
 		}},
 		{"stalls in the data", "delta", func() func(*wire.Writer, wire.Frame) error {

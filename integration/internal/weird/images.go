@@ -134,7 +134,7 @@ func links() []func(*layer) {
 			l.file("d/one", "three names")
 			l.link("two", "d/one")
 			l.link("d/three", "d/one")
-			l.file("lower", "linked from the layer above")
+			l.file("lower", "of the layer below")
 			l.file("kept", "its other name is removed")
 			l.link("dropped", "kept")
 			l.symlink("sym", "d/one")
@@ -143,7 +143,11 @@ func links() []func(*layer) {
 		},
 		func(l *layer) {
 			l.root()
+			l.dir("d")
+			// A layer must bring the target itself: containerd unpacks it alone.
+			l.file("lower", "linked from the layer above")
 			l.link("upper", "lower")
+			l.file("d/one", "one of the three names is replaced")
 			l.gone("", "dropped")
 			l.file("fresh", "of this layer")
 			l.link("fresh-link", "fresh")
