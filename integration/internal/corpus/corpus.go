@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/starlight-delta/starlight/integration/internal/tools"
@@ -49,7 +50,7 @@ type Image struct {
 // Names of the images, those that Quick builds first.
 var (
 	QuickNames = []string{"redis", "express", "tinyhttp"}
-	AllNames   = append(QuickNames[:len(QuickNames):len(QuickNames)], "nginx", "webapp", "python", "golang")
+	AllNames   = append(slices.Clip(QuickNames), "nginx", "webapp", "python", "golang")
 	Tags       = []string{"v1", "v2"}
 )
 

@@ -141,7 +141,7 @@ func Children(pid int) ([]int, error) {
 		if err != nil {
 			continue // the thread has ended
 		}
-		for _, s := range strings.Fields(string(b)) {
+		for s := range strings.FieldsSeq(string(b)) {
 			n, err := strconv.Atoi(s)
 			if err != nil {
 				return nil, err

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"encoding/binary"
 	"fmt"
+	"path"
 	"strings"
 	"time"
 )
@@ -217,7 +218,7 @@ func names(l *layer) {
 	l.symlink("d/to-nowhere", strings.Repeat("y/", 2000)+"z")
 	deep := "d"
 	for i := range 60 {
-		deep += fmt.Sprintf("/level-%d", i)
+		deep = path.Join(deep, fmt.Sprintf("level-%d", i))
 		l.dir(deep)
 	}
 	l.file(deep+"/bottom", "deep down")
