@@ -131,7 +131,7 @@ func (s *site) push(ctx context.Context, name string) ([]corpus.Image, []string,
 func (b *bench) starts(ctx context.Context, s *site) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintf(t, "image\tpull\toverlayfs ready\tStarlight ready\tratio\toverlayfs MB\tStarlight MB\tuntil ready\ttrips\t\n")
-	for _, name := range strings.SplitSeq(b.images, ",") {
+	for name := range strings.SplitSeq(b.images, ",") {
 		images, refs, err := s.push(ctx, name)
 		if err != nil {
 			return err
