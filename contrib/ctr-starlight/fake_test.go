@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	api "github.com/starlight-delta/starlight/plugins/api/starlight/v1"
+)
+
+var update = flag.Bool("update", false, "write golden files")
+
+const (
+	app1  = "registry.example/app:1"
+	plain = "registry.example/plain:1"
+)
+
+// images of a node: complete, on the way, and plain.
+func images() []*api.Image {
+	return []*api.Image{
+		{
+			Namespace: "default", Ref: app1, Target: "sha256:aa", Mode: api.Mode_MODE_DELTA, Proxy: "http://near:8090",
+			WireBytes: 9_000_000, Objects: 1200, ObjectsLocal: 1200, Bytes: 31_000_000, BytesLocal: 31_000_000,
+			RoundTrips: 1, Complete: true, Pulled: timestamppb.New(time.Unix(1700000000, 0)),
+			ReadyAfter: durationpb.New(250 * time.Millisecond), DoneAfter: durationpb.New(3 * time.Second),
+		},
+		half(),
+		{Namespace: "k8s.io", Ref: plain, Target: "sha256:cc", Mode: api.Mode_MODE_PLAIN, Reason: "proxy http://near:8090:\n\x1b[31mnot_found", Complete: true},
+	}
+}
+
+func half() *api.Image {
+	return &api.Image{
+		Namespace: "default", Ref: "registry.example/app:2", Target: "sha256:bb", Mode: api.Mode_MODE_DELTA, Proxy: "http://near:8090",
+		WireBytes: 500_000, Objects: 1300, ObjectsLocal: 1299, Bytes: 31_000_000, BytesLocal: 30_999_999, Rate: 1.25e7, RoundTrips: 2,
+	}
+}
+
+// fake is the service with a fixed state.
+type fake struct {
+	api.UnimplementedStarlightServer
+	images  []*api.Image
+	proxies []*api.Proxy
+	waits   []*api.Image
+	waitEnd func(context.Context) error
+	rtts    []time.Duration
+	pings   int
+}
+
+func (f *fake) Status(_ context.Context, r *api.StatusRequest) (*api.StatusResponse, error) {
+	var resp api.StatusResponse
+	for _, i := range f.images {
+		if (r.GetRef() == "" || r.GetRef() == i.GetRef()) && (r.GetNamespace() == "" || r.GetNamespace() == i.GetNamespace()) {
+			resp.Images = append(resp.Images, i)
+		}
+	}
+	if r.GetRef() != "" && len(resp.Images) == 0 {
+		return nil, status.Errorf(codes.NotFound, "image %q was not pulled", r.GetRef())
+	}
+	return &resp, nil
+}
+
+func (f *fake) Wait(_ *api.WaitRequest, s grpc.ServerStreamingServer[api.WaitResponse]) error {
+	for _, i := range f.waits {
+		if err := s.Send(&api.WaitResponse{Image: i}); err != nil {
+			return err
+		}
+	}
+	if f.waitEnd != nil {
+		return f.waitEnd(s.Context())
+	}
+	return nil
+}
+
+func (f *fake) Proxies(context.Context, *api.ProxiesRequest) (*api.ProxiesResponse, error) {
+	return &api.ProxiesResponse{Proxies: f.proxies}, nil
+}
+
+func (f *fake) Ping(_ context.Context, r *api.PingRequest) (*api.PingResponse, error) {
+	if strings.Contains(r.GetAddress(), "down") {
+		return nil, status.Errorf(codes.Unavailable, "proxy %s: connection refused", r.GetAddress())
+	}
+	rtt := f.rtts[f.pings%len(f.rtts)]
+	f.pings++
+	return &api.PingResponse{RoundTrip: durationpb.New(rtt), Version: "0.1.0", Protocol: 1}, nil
+}
+
+func (f *fake) Version(context.Context, *api.VersionRequest) (*api.VersionResponse, error) {
+	return &api.VersionResponse{Version: "2.4.2+starlight.0.1.0", Revision: "abc"}, nil
+}
+
+// listen serves register on a socket and returns its path.
+func listen(t *testing.T, register func(*grpc.Server)) string {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	register(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(l) }()
+	t.Cleanup(func() {
+		server.Stop()
+		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) { // before it served
+			t.Error(err)
+		}
+	})
+	return socket
+}
+
+func (f *fake) listen(t *testing.T) string {
+	return listen(t, func(s *grpc.Server) { api.RegisterStarlightServer(s, f) })
+}
+
+// execute runs a command line against a socket, and returns everything it does,
+// in one text with the socket's name taken out.
+func execute(ctx context.Context, socket string, args ...string) string {
+	var stdout, stderr bytes.Buffer
+	code := run(ctx, append([]string{"ctr-starlight", "--address", socket}, args...), &stdout, &stderr)
+	var out strings.Builder
+	out.WriteString("$ ctr-starlight " + strings.Join(args, " ") + "\n")
+	out.WriteString(stdout.String())
+	for line := range strings.Lines(stderr.String()) {
+		out.WriteString("[stderr] " + line)
+	}
+	if code != 0 {
+		out.WriteString("[exit 1]\n")
+	}
+	return strings.ReplaceAll(out.String(), socket, "SOCKET")
+}
+
+// golden compares with testdata/<name>.golden.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	file := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	api "github.com/starlight-delta/starlight/plugins/api/starlight/v1"
+)
+
+func TestGolden(t *testing.T) {
+	t.Setenv("CONTAINERD_NAMESPACE", "")
+	proxies := []*api.Proxy{
+		{Address: "http://near:8090", Registries: []string{"*.example", "docker.io"}},
+		{Address: "https://far", Registries: []string{"*"}},
+	}
+	early := half()
+	early.BytesLocal, early.ObjectsLocal = 1_000_000, 10
+	late := half()
+	late.BytesLocal, late.ObjectsLocal = 16_000_000, 700
+	done := half()
+	done.BytesLocal, done.ObjectsLocal, done.Complete, done.Rate = done.Bytes, done.Objects, true, 0
+	failing := half()
+	failing.Reason = "proxy http://near:8090: stalled"
+
+	tests := []struct {
+		name string
+		f    *fake
+		args [][]string
+	}{
+		{"status", &fake{images: images()}, [][]string{
+			{"status"},
+			{"status", app1},
+			{"--namespace", "default", "status"},
+			{"status", "-n", "k8s.io"},
+			{"status", "registry.example/nope:1"},
+			{"status", "one", "two"},
+		}},
+		{"status-json", &fake{images: images()}, [][]string{{"status", "--json"}, {"status", app1, "--json"}}},
+		{"status-none", &fake{}, [][]string{{"status"}, {"status", "--json"}}},
+		{"wait", &fake{waits: []*api.Image{early, early, late, done}}, [][]string{{"wait", "registry.example/app:2"}, {"wait", "-q", "registry.example/app:2"}, {"wait"}}},
+		{"wait-plain", &fake{waits: images()[2:]}, [][]string{{"wait", plain}}},
+		{"wait-fails", &fake{waits: []*api.Image{failing}, waitEnd: func(context.Context) error {
+			return status.Error(codes.Aborted, "image was removed")
+		}}, [][]string{{"wait", "registry.example/app:2"}}},
+		{"wait-unknown", &fake{waitEnd: func(context.Context) error {
+			return status.Error(codes.NotFound, `image "x" was not pulled`)
+		}}, [][]string{{"wait", "x"}}},
+		{"wait-timeout", &fake{waits: []*api.Image{failing}, waitEnd: func(ctx context.Context) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}}, [][]string{{"wait", "registry.example/app:2", "--timeout", "1s"}}},
+		{"proxy", &fake{proxies: proxies, rtts: []time.Duration{100 * time.Millisecond, 102 * time.Millisecond, 101500 * time.Microsecond}}, [][]string{
+			{"proxy", "ls"},
+			{"proxy", "ls", "--json"},
+			{"proxy", "ping"},
+			{"proxy", "ping", "https://far", "-c", "1"},
+			{"proxy", "ping", "-c", "0"},
+			{"proxy", "pong"},
+		}},
+		{"proxy-down", &fake{proxies: []*api.Proxy{{Address: "http://down:1"}, {Address: "http://near:8090"}, {Address: "http://down:2"}}, rtts: []time.Duration{time.Millisecond}}, [][]string{
+			{"proxy", "ping"},
+		}},
+		{"proxy-none", &fake{}, [][]string{{"proxy", "ls"}, {"proxy", "ls", "--json"}, {"proxy", "ping"}}},
+		{"version", &fake{}, [][]string{{"version"}, {"--version"}}},
+		{"usage", &fake{}, [][]string{{}, {"foo"}, {"status", "--foo"}, {"status", "--help"}, {"--timeout", "soon", "status"}}},
+	}
+	for _, tc := range tests {
+		t.Run(tc.name, func(t *testing.T) {
+			socket := tc.f.listen(t)
+			var got strings.Builder
+			for _, args := range tc.args {
+				got.WriteString(execute(t.Context(), socket, args...) + "\n")
+			}
+			golden(t, tc.name, strings.ReplaceAll(got.String(), runtime.Version(), "GOVERSION"))
+		})
+	}
+}
+
+// TestNoService: each way in which containerd is not there says what to do.
+func TestNoService(t *testing.T) {
+	stock := listen(t, func(*grpc.Server) {})
+	gone := filepath.Join(t.TempDir(), "gone")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: gone, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	_ = l.Close()
+	var got strings.Builder
+	for _, socket := range []string{"/nonexistent/containerd.sock", gone, stock, "unix://" + stock} {
+		for _, args := range [][]string{{"status"}, {"wait", "x"}} {
+			out := execute(t.Context(), socket, args...)
+			got.WriteString(strings.ReplaceAll(out, strings.TrimPrefix(socket, "unix://"), "SOCKET") + "\n")
+		}
+	}
+	golden(t, "no-service", got.String())
+}
+
+func TestInterrupted(t *testing.T) {
+	waiting := make(chan struct{})
+	f := &fake{waits: []*api.Image{half()}, waitEnd: func(ctx context.Context) error {
+		close(waiting)
+		<-ctx.Done()
+		return ctx.Err()
+	}}
+	socket := f.listen(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-waiting
+		cancel()
+	}()
+	if got := execute(ctx, socket, "wait", "x"); !strings.Contains(got, "interrupted") || !strings.HasSuffix(got, "[exit 1]\n") {
+		t.Errorf("got %s", got)
+	}
+}
+
+// TestConnectTimeout: containerd may be starting.
+func TestConnectTimeout(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "late")
+	out := make(chan string)
+	go func() { out <- execute(t.Context(), socket, "--connect-timeout", "1m", "proxy", "ls", "--json") }()
+	time.AfterFunc(150*time.Millisecond, func() {
+		l, err := net.Listen("unix", socket)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		server := grpc.NewServer()
+		api.RegisterStarlightServer(server, &fake{})
+		t.Cleanup(server.Stop)
+		_ = server.Serve(l)
+	})
+	if got := <-out; !strings.Contains(got, "[]") {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	socket := (&fake{images: images(), proxies: []*api.Proxy{{Address: "http://near:8090"}}}).listen(t)
+	for _, tc := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"status"}, app1},
+		{[]string{"wait"}, plain},
+		{[]string{"proxy", "ping"}, "http://near:8090"},
+	} {
+		if got := execute(t.Context(), socket, append(tc.args, "--generate-shell-completion")...); !strings.Contains(got, tc.want) {
+			t.Errorf("%q: got %s, want %s among it", tc.args, got, tc.want)
+		}
+	}
+	if got := execute(t.Context(), "/nonexistent", "status", "--generate-shell-completion"); strings.Contains(got, "stderr") {
+		t.Errorf("without containerd: got %s, want silence", got)
+	}
+	if got := execute(t.Context(), socket, "completion", "bash"); !strings.Contains(got, "complete ") {
+		t.Errorf("got %s, want a script", got)
+	}
+}
