@@ -75,15 +75,15 @@ func (b *bench) run(ctx context.Context) (err error) {
 		if !strings.Contains(","+b.parts+",", ","+p.name+",") {
 			continue
 		}
-		if err := b.inSite(ctx, p.run); err != nil {
-			return fmt.Errorf("%s: %w", p.name, err)
+		if perr := b.inSite(ctx, p.run); perr != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", p.name, perr))
 		}
 	}
-	text, err := json.MarshalIndent(b.res, "", "  ")
-	if err != nil {
-		return err
+	text, jerr := json.MarshalIndent(b.res, "", "  ")
+	if jerr != nil {
+		return errors.Join(err, jerr)
 	}
-	return os.WriteFile(b.out, append(text, '\n'), 0o644)
+	return errors.Join(err, os.WriteFile(b.out, append(text, '\n'), 0o644))
 }
 
 // site is a world with a proxyd.
@@ -128,8 +128,9 @@ func (s *site) push(ctx context.Context, name string) ([]corpus.Image, []string,
 
 // starts pulls and starts both versions of each image on nodes of their own, so
 // that no image profits from another.
-func (b *bench) starts(ctx context.Context, s *site) error {
+func (b *bench) starts(ctx context.Context, s *site) (err error) {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	defer func() { err = errors.Join(err, t.Flush()) }() // what there is, after a failure too
 	fmt.Fprintf(t, "image\tpull\toverlayfs ready\tStarlight ready\tratio\toverlayfs MB\tStarlight MB\tuntil ready\ttrips\t\n")
 	for name := range strings.SplitSeq(b.images, ",") {
 		images, refs, err := s.push(ctx, name)
@@ -175,5 +176,5 @@ func (b *bench) starts(ctx context.Context, s *site) error {
 				o.Ready, m.Ready, o.Ready/m.Ready, float64(o.Bytes)/1e6, float64(m.Bytes)/1e6, float64(m.ReadyBytes)/1e6, m.PullTrips, m.Trips)
 		}
 	}
-	return t.Flush()
+	return nil
 }

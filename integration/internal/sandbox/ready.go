@@ -94,14 +94,14 @@ func (c *Container) Remove(ctx context.Context) error {
 	default:
 	}
 	// With --rm, ctr removes the container when its task ends.
-	if _, err := c.node.Ctr(ctx, "tasks", "kill", "-s", "SIGKILL", c.ID); err != nil {
-		return err
-	}
+	_, killErr := c.node.Ctr(ctx, "tasks", "kill", "-s", "SIGKILL", c.ID)
 	select {
-	case <-c.Done():
+	case <-c.Done(): // killed, or ended just before
 		return nil
+	case <-time.After(10 * time.Second):
+		return errors.Join(fmt.Errorf("container %s does not end", c.ID), killErr)
 	case <-ctx.Done():
-		return ctx.Err()
+		return errors.Join(ctx.Err(), killErr)
 	}
 }
 
