@@ -25,6 +25,7 @@ const (
 	// maxXattr is the size of one value, e_value_size.
 	maxXattr = 1<<16 - 1
 
+	blockSize   = 4096
 	xattrHeader = 12
 	xattrEntry  = 4
 
@@ -43,7 +44,7 @@ func Write(f *os.File, t *toc.Tree) error {
 	}
 	// A fixed time makes the image reproducible. The files with this time get
 	// inodes of 32 bytes rather than 64.
-	w := erofs.Create(f, erofs.WithBuildTime(0, 0))
+	w := erofs.Create(f, erofs.WithBuildTime(0, 0), erofs.WithBlockSize(blockSize))
 	if err := w.CopyFrom(treeFS{t, links}, erofs.MetadataOnly()); err != nil {
 		return fmt.Errorf("failed to lay out EROFS image: %w", err)
 	}
@@ -55,8 +56,13 @@ func Write(f *os.File, t *toc.Tree) error {
 			return fmt.Errorf("failed to write hard links of EROFS image: %w", err)
 		}
 	}
-	_, err = f.Seek(0, io.SeekEnd)
-	return err
+	// fsck.erofs 1.5 reads an xattr header behind each inode, also behind the
+	// last one and where it has none.
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return f.Truncate(end + blockSize)
 }
 
 // check finds what go-erofs would write truncated, and the hard links: all

@@ -34,12 +34,14 @@ var (
 	aclMinimal  = aclOf([3]uint32{1, 7, none}, [3]uint32{4, 5, none}, [3]uint32{32, 0, none})
 )
 
-// stacks are images, lowest layer first, whose unpacking is not obvious.
-var stacks = []struct {
+type stack struct {
 	name   string
 	layers []Layer
 	fails  bool // containerd does not unpack it
-}{
+}
+
+// stacks are images, lowest layer first, whose unpacking is not obvious.
+var stacks = []stack{
 	{name: "no layers' worth", layers: []Layer{{}}},
 	{name: "empty layers", layers: []Layer{{}, {File("a", "a")}, {}, {}}},
 	{name: "root entry", layers: []Layer{{Dir(".").Mode(0o700).Owner(5, 6)}, {Dir("./").Mode(0o711), File("./a", "a")}}},

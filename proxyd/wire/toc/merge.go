@@ -37,7 +37,7 @@ func Merge(layers ...*TOC) (*Tree, error) {
 		return nil, fmt.Errorf("%d layers are more than %d: %w", len(layers), MaxLayers, ErrInvalid)
 	}
 	var (
-		b     = &budget{nodes: MaxTreeNodes, steps: maxSteps}
+		b     = &budget{nodes: MaxTreeNodes, steps: maxSteps, paths: MaxTreePaths}
 		roots []*dirent // topmost first
 	)
 	for i, t := range layers {
@@ -50,11 +50,11 @@ func Merge(layers ...*TOC) (*Tree, error) {
 		}
 		roots = slices.Insert(roots, 0, root)
 	}
-	return stack(roots)
+	return stack(roots, b)
 }
 
 // budget is what remains of the limits during a Merge.
-type budget struct{ nodes, steps int }
+type budget struct{ nodes, steps, paths int }
 
 func (b *budget) node() error {
 	if b.nodes--; b.nodes < 0 {
@@ -66,6 +66,13 @@ func (b *budget) node() error {
 func (b *budget) step() error {
 	if b.steps--; b.steps < 0 {
 		return fmt.Errorf("too many symlinks and implicit directories: %w", ErrInvalid)
+	}
+	return nil
+}
+
+func (b *budget) path(length int) error {
+	if b.paths -= length; b.paths < 0 {
+		return fmt.Errorf("more than %d bytes of paths: %w", MaxTreePaths, ErrInvalid)
 	}
 	return nil
 }
@@ -84,7 +91,7 @@ func (d *dirent) whiteout() bool {
 }
 
 // stack shows directories, topmost first, as overlayfs mounts them.
-func stack(roots []*dirent) (*Tree, error) {
+func stack(roots []*dirent, b *budget) (*Tree, error) {
 	// The attributes of the root are those of the upper directory that the
 	// snapshotter makes: entries for the root are not unpacked.
 	root := &Node{Inode: &Inode{Type: TypeDir, Mode: 0o755, Nlink: 2}}
@@ -93,11 +100,7 @@ func stack(roots []*dirent) (*Tree, error) {
 		dirs []*dirent
 		path int // length
 	}
-	var (
-		queue = []todo{{node: root, dirs: roots}}
-		paths = MaxTreePaths
-	)
-	for len(queue) > 0 {
+	for queue := []todo{{node: root, dirs: roots}}; len(queue) > 0; {
 		t := queue[len(queue)-1]
 		queue = queue[:len(queue)-1]
 		names := mergeDir(t.dirs)
@@ -109,8 +112,8 @@ func stack(roots []*dirent) (*Tree, error) {
 			n := &Node{Name: name, Inode: m.Inode}
 			t.node.Children = append(t.node.Children, n)
 			length := t.path + 1 + len(name)
-			if paths -= length; paths < 0 {
-				return nil, fmt.Errorf("more than %d bytes of paths: %w", MaxTreePaths, ErrInvalid)
+			if err := b.path(length); err != nil {
+				return nil, err
 			}
 			if n.Type == TypeDir {
 				t.node.Nlink++
