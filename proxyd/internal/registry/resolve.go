@@ -26,7 +26,8 @@ const (
 	maxDocuments = 32 // that are looked at for one image
 )
 
-// Image resolves ref ("host/repo:tag", "host/repo@sha256:…") for a platform.
+// Image resolves ref ("host/repo:tag", "host/repo@sha256:…") for a platform; the
+// zero platform takes the first manifest, which is the one if ref names it.
 // The registry of ref is asked with creds (nil: anonymously); one request is
 // enough if the documents are known. Errors are of type *wire.Error unless ctx
 // ended.
@@ -73,6 +74,9 @@ func (s *session) image(ctx context.Context, platform ocispec.Platform) (*Image,
 		return nil, err
 	}
 	w := &walk{s: s, match: platforms.Only(platform), left: maxDocuments}
+	if platform.OS == "" && platform.Architecture == "" {
+		w.match = platforms.All
+	}
 	found, err := w.image(ctx, top, nil)
 	if err != nil {
 		return nil, err
