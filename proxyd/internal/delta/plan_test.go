@@ -1,0 +1,282 @@
+package delta
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// randomInventory is what a worker could say of the layers of f, with what it has.
+func randomInventory(r *rand.Rand, f *fixture, w *worker) []Inventory {
+	var have []Inventory
+	for l, t := range f.tocs {
+		kind := r.IntN(4)
+		if kind == 0 {
+			continue
+		}
+		h := Inventory{TOC: t}
+		if kind > 1 {
+			h.Missing = make([]byte, (len(t.Objects)+7)/8)
+			for i := range h.Missing {
+				h.Missing[i] = byte(r.Uint32())
+			}
+		}
+		for i := range t.Objects {
+			if !missing(h.Missing, i) {
+				var b []byte
+				for p := range t.Objects[i].NumPieces() {
+					b, _ = f.all[l].AppendPiece(b, i, p)
+				}
+				w.have[t.Objects[i].Digest] = b
+			}
+		}
+		have = append(have, h)
+	}
+	return have
+}
+
+// TestDeltaGivesTheImage is the property that all is about: whatever a worker
+// has, what it is sent makes the image complete, and is needed.
+func TestDeltaGivesTheImage(t *testing.T) {
+	for seed := range uint64(60) {
+		r := rand.New(rand.NewPCG(seed, 0))
+		f, old := randomFixture(t, r), randomFixture(t, r)
+		w := newWorker()
+		have := randomInventory(r, old, w)
+		have = append(have, randomInventory(r, f, w)...)
+		had := make(map[toc.Digest]bool)
+		for d := range w.have {
+			had[d] = true
+		}
+		order := make([]uint32, r.IntN(len(f.img.Objects)+1))
+		for i := range order {
+			order[i] = r.Uint32N(uint32(len(f.img.Objects)) + 3)
+		}
+		p := Make(f.img, have, order)
+		if err := w.receive(f.img.Objects, stream(t, f, p, nil)); err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		checkDelta(t, f, p, w, had)
+	}
+}
+
+func checkDelta(t *testing.T, f *fixture, p *Plan, w *worker, had map[toc.Digest]bool) {
+	t.Helper()
+	needed, bytes := map[toc.Digest]bool{}, int64(0)
+	err := f.tree.Walk(func(path string, n *toc.Node) error {
+		if n.Type != toc.TypeReg || n.Size == 0 || needed[n.Object] {
+			return nil
+		}
+		needed[n.Object] = true
+		bytes += n.Size
+		if toc.Digest(sha256.Sum256(w.have[n.Object])) != n.Object {
+			return fmt.Errorf("%q is missing or wrong", path)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.TotalObjects != len(needed) || p.TotalBytes != bytes {
+		t.Errorf("totals: got %d, %d, want %d, %d", p.TotalObjects, p.TotalBytes, len(needed), bytes)
+	}
+	sum := int64(0)
+	for _, id := range p.Objects {
+		o := f.img.Objects[id]
+		sum += o.Size
+		if !needed[o.Digest] || had[o.Digest] {
+			t.Errorf("object %d was sent: needed %v, had %v", id, needed[o.Digest], had[o.Digest])
+		}
+	}
+	if sum != p.Bytes || len(w.got) != len(p.Objects) {
+		t.Errorf("got %d objects of %d bytes, the plan says %d of %d", len(w.got), sum, len(p.Objects), p.Bytes)
+	}
+	if !slices.Equal(w.got, p.Objects) {
+		t.Error("objects were not sent in the order of the plan")
+	}
+}
+
+func TestMakeFollowsTheOrder(t *testing.T) {
+	l := newLayer()
+	for i := range 6 {
+		l.file(t, fmt.Sprintf("f%d", i), fmt.Append(nil, "contents", i))
+	}
+	f := newFixture(t, l)
+	have := []Inventory{{TOC: f.tocs[0], Missing: []byte{0b110111}}} // has 3
+	got := Make(f.img, have, []uint32{5, 99, 3, 5, 1<<32 - 1, 0}).Objects
+	if d := cmp.Diff([]uint32{5, 0, 1, 2, 4}, got); d != "" {
+		t.Errorf("plan differs (-want +got):\n%s", d)
+	}
+}
+
+func TestMakeLeavesHiddenObjectsOut(t *testing.T) {
+	lower, upper := newLayer(), newLayer()
+	lower.file(t, "a", []byte("old a"))
+	lower.file(t, "dir/b", []byte("b"))
+	lower.file(t, "c", []byte("moved"))
+	upper.file(t, "a", []byte("new a"))
+	upper.file(t, ".wh.dir", nil)
+	upper.file(t, ".wh.c", nil)
+	upper.file(t, "d", []byte("moved"))
+	f := newFixture(t, lower, upper)
+	p := Make(f.img, nil, []uint32{0, 1, 2, 3})
+	if d := cmp.Diff([]uint32{2, 3}, p.Objects); d != "" {
+		t.Errorf("plan differs (-want +got):\n%s", d)
+	}
+	if at := f.img.Place(2); at != (Place{0, 2}) {
+		t.Errorf("the moved file is taken from %v, want the lower layer", at)
+	}
+}
+
+func TestPlanDigest(t *testing.T) {
+	r := rand.New(rand.NewPCG(4, 4))
+	f := randomFixture(t, r)
+	first := Make(f.img, nil, nil)
+	if again := Make(f.img, nil, nil); again.Digest != first.Digest {
+		t.Error("equal plans have different digests")
+	}
+	last := first.Objects[len(first.Objects)-1]
+	if other := Make(f.img, nil, []uint32{last}); other.Digest == first.Digest {
+		t.Error("plans of different order have the same digest")
+	}
+	w := newWorker()
+	if other := Make(f.img, randomInventory(r, f, w), nil); len(other.Objects) != len(first.Objects) && other.Digest == first.Digest {
+		t.Error("plans of different objects have the same digest")
+	}
+}
+
+// The golden file shows in which order an image is sent.
+func TestMakeGolden(t *testing.T) {
+	lower, upper := newLayer(), newLayer()
+	big := make([]byte, 3*SmallObject)
+	for i, name := range []string{
+		"bin/sh", "etc/conf", "usr/bin/node", "usr/lib/a.so", "usr/lib/b.so", "usr/share/doc/x/copyright",
+		"usr/share/man/man1/x.1", "usr/share/x/data", "var/cache/x",
+	} {
+		b := fmt.Append(nil, name)
+		if strings.HasSuffix(name, ".so") || strings.HasSuffix(name, "node") {
+			binary.BigEndian.PutUint32(big, uint32(i))
+			b = big[:len(big)-i*SmallObject/4]
+		}
+		lower.file(t, name, b)
+	}
+	upper.file(t, "app/index.js", []byte("app/index.js"))
+	upper.file(t, "usr/lib/copyright-of-x", []byte("usr/share/doc/x/copyright"))
+	upper.file(t, "usr/share/.wh..wh..opq", nil)
+	upper.file(t, "usr/share/doc/y", []byte("usr/share/doc/y"))
+	f := newFixture(t, lower, upper)
+	sh, _ := f.img.Index(sha256.Sum256([]byte("bin/sh")))
+	index, _ := f.img.Index(sha256.Sum256([]byte("app/index.js")))
+	p := Make(f.img, nil, []uint32{index, sh})
+	names := map[toc.Digest]string{}
+	_ = f.tree.Walk(func(path string, n *toc.Node) error {
+		names[n.Object] += " " + path
+		return nil
+	})
+	var got strings.Builder
+	for _, id := range p.Objects {
+		fmt.Fprintf(&got, "%d %d%s\n", id, f.img.Objects[id].Size, names[f.img.Objects[id].Digest])
+	}
+	fmt.Fprintf(&got, "%d objects, %d bytes, of %d, %d\n%s\n", len(p.Objects), p.Bytes, p.TotalObjects, p.TotalBytes, p.Digest)
+	file := filepath.Join("testdata", "plan.golden")
+	if *update {
+		if err := os.MkdirAll("testdata", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got.String()); d != "" {
+		t.Errorf("plan differs (-want +got):\n%s", d)
+	}
+}
+
+func FuzzMake(f *testing.F) {
+	img := randomFixture(f, rand.New(rand.NewPCG(5, 5)))
+	f.Add([]byte{}, []byte{}, uint8(0))
+	f.Add([]byte{0xff}, []byte{0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff}, uint8(3))
+	f.Fuzz(func(t *testing.T, bits, order []byte, layers uint8) {
+		var have []Inventory
+		for i, l := range img.tocs {
+			if layers>>i&1 != 0 {
+				have = append(have, Inventory{TOC: l, Missing: bits})
+			}
+		}
+		var ids []uint32
+		for ; len(order) >= 4; order = order[4:] {
+			ids = append(ids, binary.BigEndian.Uint32(order))
+		}
+		p := Make(img.img, have, ids)
+		if len(p.Objects) > p.TotalObjects || p.Bytes > p.TotalBytes {
+			t.Fatalf("plan is more than the image: %+v", p)
+		}
+	})
+}
+
+// benchTOC is a layer of n distinct files; those from the number changed on
+// differ between generations.
+func benchTOC(b *testing.B, gen, n, changed int) *toc.TOC {
+	bd := toc.NewBuilder()
+	for i := range n {
+		key := fmt.Sprint("file", i)
+		if i >= changed {
+			key += fmt.Sprint("generation", gen)
+		}
+		e := toc.Entry{Name: fmt.Sprintf("usr/lib/d%d/file%d", i/20, i), Object: sha256.Sum256([]byte(key)), Size: int64(1 + i%9000)}
+		if _, _, err := bd.Add(e, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return bd.TOC(sha256.Sum256(fmt.Append(nil, gen)))
+}
+
+func BenchmarkMake(b *testing.B) {
+	const n = 25_000
+	want, had := benchTOC(b, 1, n, n/2), benchTOC(b, 0, n, n/2)
+	tree, err := toc.Merge(want)
+	if err != nil {
+		b.Fatal(err)
+	}
+	img, err := NewImage([]*toc.TOC{want}, tree)
+	if err != nil {
+		b.Fatal(err)
+	}
+	order := make([]uint32, 2000)
+	for i := range order {
+		order[i] = uint32(n - 1 - 7*i%n)
+	}
+	for name, have := range map[string][]Inventory{"fresh": nil, "update": {{TOC: had}}, "same": {{TOC: want}}} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				Make(img, have, order)
+			}
+		})
+	}
+	b.Run("image", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			if _, err := NewImage([]*toc.TOC{want}, tree); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,324 @@
+package delta
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+func TestStreamIsDeterministic(t *testing.T) {
+	r := rand.New(rand.NewPCG(6, 6))
+	f, other := randomFixture(t, r), randomFixture(t, r)
+	p := Make(f.img, nil, nil)
+	first := stream(t, f, p, nil)
+	for range 5 {
+		stream(t, other, Make(other.img, nil, nil), nil) // leaves traces in pooled encoders
+		if !bytes.Equal(first, stream(t, f, p, nil)) {
+			t.Fatal("the same plan gave other bytes")
+		}
+	}
+}
+
+func TestStreamSkips(t *testing.T) {
+	f := randomFixture(t, rand.New(rand.NewPCG(7, 7)))
+	p := Make(f.img, nil, nil)
+	c := NewClaims(f.img, p)
+	var want, asked []uint32
+	for i, id := range p.Objects {
+		if i%3 == 0 {
+			c.Claim(id)
+		} else {
+			want = append(want, id)
+		}
+	}
+	w := newWorker()
+	b := stream(t, f, p, func(id uint32) bool {
+		asked = append(asked, id)
+		return c.Skip(id)
+	})
+	if err := w.receive(f.img.Objects, b); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(w.got, want) {
+		t.Errorf("got objects %v, want %v", w.got, want)
+	}
+	if !slices.Equal(asked, p.Objects) {
+		t.Error("skip was not asked once for each object in the order of the plan")
+	}
+}
+
+// textFixture has n small files of the size in one directory, then a large one.
+func textFixture(t testing.TB, n, size, large int) *fixture {
+	r := rand.New(rand.NewPCG(8, 8))
+	l := newLayer()
+	for i := range n {
+		l.file(t, fmt.Sprintf("dir/f%06d", i), randomBytes(r, size))
+	}
+	if large > 0 {
+		l.file(t, "zz/large", randomBytes(r, large))
+	}
+	return newFixture(t, l)
+}
+
+func TestStreamFramesGrow(t *testing.T) {
+	f := textFixture(t, 400, 10_000, toc.PieceSize+5)
+	w := newWorker()
+	if err := w.receive(f.img.Objects, stream(t, f, Make(f.img, nil, nil), nil)); err != nil {
+		t.Fatal(err)
+	}
+	// 64, 128, 256, 512 KiB, then up to 1 MiB; the pieces of the large one alone.
+	want := []int{70_000, 140_000, 270_000, 530_000, 1_040_000, 1_040_000, 910_000, toc.PieceSize, 5}
+	if !slices.Equal(w.frames, want) {
+		t.Errorf("got frames of %v bytes, want %v", w.frames, want)
+	}
+}
+
+func TestStreamManyTinyObjects(t *testing.T) {
+	l := newLayer()
+	for i := range 3*wire.MaxCount + 1 {
+		l.file(t, fmt.Sprint(i), binary.BigEndian.AppendUint32(nil, uint32(i)))
+	}
+	f := newFixture(t, l)
+	w := newWorker()
+	if err := w.receive(f.img.Objects, stream(t, f, Make(f.img, nil, nil), nil)); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.got) != len(f.img.Objects) || len(w.frames) != 4 {
+		t.Errorf("got %d objects in %d frames, want %d in 4", len(w.got), len(w.frames), len(f.img.Objects))
+	}
+}
+
+// A small urgent object before a large one must not wait for what comes after.
+func TestStreamDoesNotHoldBack(t *testing.T) {
+	f := textFixture(t, 10, 1000, 2*SmallObject)
+	large := uint32(10)
+	w := newWorker()
+	b := stream(t, f, Make(f.img, nil, []uint32{3, large, 5}), nil)
+	if err := w.receive(f.img.Objects, b); err != nil {
+		t.Fatal(err)
+	}
+	if want := []int{1000, 2 * SmallObject, 9000}; !slices.Equal(w.frames, want) {
+		t.Errorf("got frames of %v bytes, want %v", w.frames, want)
+	}
+}
+
+type brokenPack struct {
+	memPack
+	err error
+}
+
+func (p brokenPack) AppendPiece(dst []byte, object, piece int) ([]byte, error) {
+	if p.err != nil {
+		return nil, p.err
+	}
+	dst, err := p.memPack.AppendPiece(dst, object, piece)
+	return dst[:len(dst)-1], err
+}
+
+type brokenWriter struct{ err error }
+
+func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
+
+func TestStreamReportsErrors(t *testing.T) {
+	f := textFixture(t, 100, 20_000, 0)
+	p := Make(f.img, nil, nil)
+	broken := errors.New("broken")
+	canceled, cancel := context.WithCancelCause(t.Context())
+	cancel(broken)
+	packOf := func(pack Pack, err error) Packs {
+		return func(context.Context, int) (Pack, error) { return pack, err }
+	}
+	tests := map[string]struct {
+		ctx   context.Context
+		w     io.Writer
+		packs Packs
+		want  error
+	}{
+		"writer":     {t.Context(), brokenWriter{broken}, f.packs, broken},
+		"pack":       {t.Context(), io.Discard, packOf(brokenPack{err: broken}, nil), broken},
+		"no pack":    {t.Context(), io.Discard, packOf(nil, broken), broken},
+		"short pack": {t.Context(), io.Discard, packOf(brokenPack{memPack: f.all[0]}, nil), toc.ErrInvalid},
+		"canceled":   {canceled, io.Discard, f.packs, broken},
+	}
+	for name, tt := range tests {
+		if err := Stream(tt.ctx, wire.NewWriter(tt.w), f.img, p, tt.packs, nil); !errors.Is(err, tt.want) {
+			t.Errorf("%s: got %v, want %v", name, err, tt.want)
+		}
+	}
+}
+
+// stopWriter takes some bytes, then tells that it is stopped and waits.
+type stopWriter struct {
+	left    int
+	once    sync.Once
+	stopped *sync.WaitGroup
+	resume  <-chan struct{}
+}
+
+func (w *stopWriter) Write(b []byte) (int, error) {
+	if w.left -= len(b); w.left < 0 {
+		w.once.Do(w.stopped.Done)
+		<-w.resume
+	}
+	return len(b), nil
+}
+
+// Ten streams to slow workers must fit into a small proxyd.
+func TestStreamMemory(t *testing.T) {
+	const streams = 10
+	f := textFixture(t, 3000, 2000, 40*toc.PieceSize)
+	p := Make(f.img, nil, nil)
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var stopped sync.WaitGroup
+	stopped.Add(streams)
+	resume := make(chan struct{})
+	g, ctx := errgroup.WithContext(t.Context())
+	for range streams {
+		g.Go(func() error {
+			w := wire.NewWriter(&stopWriter{left: 2 << 20, stopped: &stopped, resume: resume})
+			return Stream(ctx, w, f.img, p, f.packs, nil)
+		})
+	}
+	stopped.Wait()
+	runtime.ReadMemStats(&after)
+	close(resume)
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	held := int64(after.HeapAlloc) - int64(before.HeapAlloc)
+	t.Logf("%d streams hold %d MB", streams, held/1e6)
+	if held > 100e6 {
+		t.Errorf("%d streams hold %d bytes, want less than 100 MB", streams, held)
+	}
+}
+
+func TestAnswer(t *testing.T) {
+	l := newLayer()
+	for i := range 100 {
+		l.file(t, fmt.Sprintf("a/f%02d", i), fmt.Append(nil, "a", i))
+	}
+	for i := range 10 {
+		l.file(t, fmt.Sprintf("b/f%02d", i), bytes.Repeat(fmt.Append(nil, "b", i), 20_000))
+	}
+	l.file(t, "a/large", make([]byte, toc.PieceSize+1))
+	f := newFixture(t, l)
+	id := func(first, n int) (ids []uint32) {
+		for i := range n {
+			ids = append(ids, uint32(first+i))
+		}
+		return ids
+	}
+	had := Make(f.img, []Inventory{{TOC: f.tocs[0], Missing: []byte{0, 0xf0}}}, nil) // lacks 12 to 15
+	tests := map[string]struct {
+		asked  []uint32
+		exact  bool
+		claims *Claims
+		want   []uint32
+	}{
+		"exact":              {[]uint32{50, 110, 3, 50}, true, nil, []uint32{50, 110, 3}},
+		"what follows":       {[]uint32{10}, false, nil, id(10, 65)},
+		"around the end":     {[]uint32{90}, false, nil, slices.Concat(id(90, 10), id(0, 55))},
+		"not above 256 KiB":  {[]uint32{100}, false, nil, id(100, 7)},
+		"large alone":        {[]uint32{110}, false, nil, []uint32{110}},
+		"not what is had":    {[]uint32{13}, false, NewClaims(f.img, had), []uint32{13, 14, 15, 12}},
+		"asked though it is": {[]uint32{1}, false, NewClaims(f.img, had), []uint32{1, 12, 13, 14, 15}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w := newWorker()
+			b := bundle(t, func(w *wire.Writer) error {
+				return Answer(t.Context(), w, f.img, tt.asked, tt.exact, f.packs, tt.claims)
+			})
+			if err := w.receive(f.img.Objects, b); err != nil {
+				t.Fatal(err)
+			}
+			if !slices.Equal(w.got, tt.want) {
+				t.Errorf("got %v, want %v", w.got, tt.want)
+			}
+			if tt.claims == nil {
+				return
+			}
+			for _, id := range w.got {
+				if tt.claims.Claim(id) {
+					t.Errorf("object %d was sent and not claimed", id)
+				}
+			}
+		})
+	}
+	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, []uint32{111}, false, f.packs, nil)
+	if !errors.Is(err, toc.ErrInvalid) {
+		t.Errorf("unknown object: got %v, want ErrInvalid", err)
+	}
+}
+
+// Stream and answers together send everything, and what is not asked for once.
+func TestClaimsAreShared(t *testing.T) {
+	f := textFixture(t, 2000, 700, 0)
+	p := Make(f.img, nil, nil)
+	c := NewClaims(f.img, p)
+	var g errgroup.Group
+	got := make([]*worker, 4)
+	for i := range got {
+		got[i] = newWorker()
+		g.Go(func() error {
+			b := bundle(t, func(w *wire.Writer) error {
+				if i == 0 {
+					return Stream(t.Context(), w, f.img, p, f.packs, c.Skip)
+				}
+				return Answer(t.Context(), w, f.img, []uint32{uint32(i * 450)}, false, f.packs, c)
+			})
+			return got[i].receive(f.img.Objects, b)
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	times := map[uint32]int{}
+	for _, w := range got {
+		for _, id := range w.got {
+			times[id]++
+		}
+	}
+	for _, id := range p.Objects {
+		asked := id%450 == 0 && id > 0 && id < 4*450
+		if n := times[id]; n != 1 && !(asked && n == 2) {
+			t.Errorf("object %d was sent %d times", id, n)
+		}
+	}
+	if c.Claim(1<<32 - 1) {
+		t.Error("an object that does not exist could be claimed")
+	}
+}
+
+func BenchmarkStream(b *testing.B) {
+	for name, f := range map[string]*fixture{
+		"small": textFixture(b, 5000, 4000, 0),
+		"large": textFixture(b, 1, 1, 20*toc.PieceSize),
+	} {
+		p := Make(f.img, nil, nil)
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(p.Bytes)
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := Stream(b.Context(), wire.NewWriter(io.Discard), f.img, p, f.packs, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
