@@ -204,7 +204,7 @@ type payload struct {
 // do makes a request and returns its response if that is 200; the body is a *guard.
 // It also returns the bytes of the request's body.
 func (c *Client) do(ctx context.Context, t *http.Transport, method, route string, p *payload) (*http.Response, int64, error) {
-	g := newGuard(ctx, c.cfg.Address, c.cfg.IdleTimeout)
+	ctx, g := newGuard(ctx, c.cfg.Address, c.cfg.IdleTimeout)
 	var body io.Reader
 	var sent int64
 	if p != nil {
@@ -215,7 +215,7 @@ func (c *Client) do(ctx context.Context, t *http.Transport, method, route string
 		GetConn: func(string) { g.arm(connect) },
 		GotConn: func(httptrace.GotConnInfo) { g.arm(c.cfg.IdleTimeout) },
 	}
-	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(g.ctx, trace), method, c.base.JoinPath(route).String(), body)
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, c.base.JoinPath(route).String(), body)
 	if err != nil {
 		g.end()
 		return nil, 0, fmt.Errorf("proxy %s: %w: %w", c.cfg.Address, err, errdefs.ErrInvalidArgument)

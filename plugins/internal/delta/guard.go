@@ -19,8 +19,8 @@ import (
 // for too long. The time its user spends between reads does not count, or a slow
 // disk would look like a dead proxyd.
 type guard struct {
-	ctx    context.Context // of the request; lives as long as the body
-	cancel context.CancelCauseFunc
+	cancel context.CancelCauseFunc // of the request, which lives as long as the body
+	cause  func() error            // why it was ended, if it was
 	addr   string
 	idle   time.Duration
 	timer  *time.Timer
@@ -29,10 +29,10 @@ type guard struct {
 	once   sync.Once
 }
 
-func newGuard(ctx context.Context, addr string, idle time.Duration) *guard {
-	g := &guard{addr: addr, idle: idle}
-	g.ctx, g.cancel = context.WithCancelCause(ctx)
-	return g
+// newGuard returns a guard and the context for its request.
+func newGuard(ctx context.Context, addr string, idle time.Duration) (context.Context, *guard) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	return ctx, &guard{cancel: cancel, cause: func() error { return context.Cause(ctx) }, addr: addr, idle: idle}
 }
 
 func (g *guard) arm(d time.Duration) {
@@ -51,7 +51,7 @@ func (g *guard) Read(p []byte) (int, error) {
 	n, err := g.body.Read(p)
 	g.disarm()
 	g.n.Add(int64(n))
-	if err != nil && err != io.EOF { // io.EOF is never wrapped by bodies
+	if err != nil && !errors.Is(err, io.EOF) {
 		err = g.explain(err)
 	}
 	return n, err
@@ -84,7 +84,7 @@ func (g *guard) drain() {
 
 // explain classes an error of the connection: ended by the caller, stalled, or lost.
 func (g *guard) explain(err error) error {
-	switch cause := context.Cause(g.ctx); {
+	switch cause := g.cause(); {
 	case errors.Is(cause, ErrStalled):
 		return fmt.Errorf("proxy %s: no byte received for %s: %w", g.addr, g.idle, ErrStalled)
 	case cause != nil:
@@ -115,7 +115,7 @@ func (v *verifiedBlob) Read(p []byte) (int, error) {
 	}
 	v.left -= int64(n)
 	v.hash.Write(p[:n])
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		switch {
 		case v.left > 0:
 			err = fmt.Errorf("blob %s: %d bytes missing: %w", v.want, v.left, io.ErrUnexpectedEOF)

@@ -294,7 +294,7 @@ func TestReadHeaderProgressThenRetry(t *testing.T) {
 					t.Errorf("got frame %v, %v, want %v", f.Type, err, want)
 				}
 			}
-			if _, err := b.Next(); err != io.EOF {
+			if _, err := b.Next(); !errors.Is(err, io.EOF) {
 				t.Errorf("after the end: got %v, want EOF", err)
 			}
 			if b.WireBytes() == 0 || b.RequestBytes() == 0 {
