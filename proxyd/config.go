@@ -73,6 +73,10 @@ type Limits struct {
 	Body           Duration `toml:"body"`
 	Plan           Duration `toml:"plan"`
 	CacheBytes     int64    `toml:"cache_bytes"`
+	// MemoryBytes is the soft limit of the garbage collector: streams make much
+	// short-lived garbage, which would else double the memory. The environment
+	// variable GOMEMLIMIT takes precedence.
+	MemoryBytes int64 `toml:"memory_bytes"`
 }
 
 // Log says what is logged, and how.
@@ -105,6 +109,7 @@ func Default() *Config {
 			Requests: l.Requests, Bundles: l.Bundles, Waiting: l.Waiting,
 			IngestWait: Duration(l.IngestWait), IngestParallel: 4,
 			Stall: Duration(l.Stall), Body: Duration(l.Body), Plan: Duration(l.Plan), CacheBytes: l.CacheBytes,
+			MemoryBytes: 160 << 20,
 		},
 		Log: Log{Level: "info", Format: "text"},
 	}
@@ -160,6 +165,7 @@ func (c *Config) Validate() error {
 		"requests": int64(l.Requests), "bundles": int64(l.Bundles), "ingest_waiting": int64(l.Waiting),
 		"ingest_wait": int64(l.IngestWait), "ingest_parallel": int64(l.IngestParallel), "stall": int64(l.Stall),
 		"body": int64(l.Body), "plan": int64(l.Plan), "cache_bytes": l.CacheBytes,
+		"memory_bytes": l.MemoryBytes,
 	} {
 		if v <= 0 {
 			bad("limits: %s must be positive", name)

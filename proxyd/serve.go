@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -24,6 +25,9 @@ import (
 // serve puts the parts together and serves until ctx ends and the requests
 // under way are answered, or the drain time is over.
 func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(cfg.Limits.MemoryBytes)
+	}
 	tlsConfig, err := cfg.TLS.config()
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)

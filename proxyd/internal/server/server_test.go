@@ -1,0 +1,134 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+func TestWireError(t *testing.T) {
+	for code, status := range statuses {
+		e := wireError(fmt.Errorf("wrapped: %w", &wire.Error{Code: code, Message: "m"}))
+		rec := httptest.NewRecorder()
+		writeError(rec, e)
+		var got wire.Error
+		if err := json.Unmarshal(rec.Body.Bytes(), &got); err != nil || rec.Code != status || got.Code != code || got.Message != "m" {
+			t.Errorf("%s: got %d %+v, %v; want %d", code, rec.Code, got, err, status)
+		}
+	}
+	secret := errors.New("open /secret: hunter2")
+	for _, tt := range []struct {
+		err  error
+		code string
+	}{
+		{secret, wire.CodeInternal},
+		{&wire.Error{Code: "no such code", Message: "hunter2"}, wire.CodeInternal},
+		{fmt.Errorf("%w: %w", secret, context.DeadlineExceeded), wire.CodeBusy},
+		{fmt.Errorf("%w: %w", secret, context.Canceled), wire.CodeBusy},
+		{fmt.Errorf("%w: %w", secret, toc.ErrInvalid), wire.CodeUnsupported},
+	} {
+		if got := wireError(tt.err); got.Code != tt.code || got.Message == "" || slices.Contains([]string{tt.err.Error(), "hunter2"}, got.Message) {
+			t.Errorf("%v: got %v, want %s", tt.err, got, tt.code)
+		}
+	}
+}
+
+func TestOrderCodec(t *testing.T) {
+	order := make([]uint32, 0, 1000)
+	for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(1000) { //nolint:gosec // a test
+		order = append(order, uint32(i)) //nolint:gosec // small
+	}
+	got, ok := decodeOrder(encodeOrder(order), 1000)
+	if !ok || !slices.Equal(got, order) {
+		t.Error("an order does not survive")
+	}
+	for name, b := range map[string][]byte{"empty": nil, "old": {0, 0}, "cut": {orderVersion, 0x80}, "out of range": encodeOrder([]uint32{1000}), "too long": encodeOrder(make([]uint32, 1001))} {
+		if _, ok := decodeOrder(b, 1000); ok {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestCacheLoadsOnceAndStaysWithinItsCost(t *testing.T) {
+	var evicted, loads atomic.Int64
+	c := newCache[int](10, func(int) { evicted.Add(1) })
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for k := range 5 {
+				if v, err := c.get(t.Context(), k, time.Minute, func(context.Context) (int, int64, error) {
+					loads.Add(1)
+					return k, 2, nil
+				}); v != k || err != nil {
+					t.Errorf("got %d, %v", v, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if loads.Load() != 5 || evicted.Load() != 0 {
+		t.Errorf("got %d loads and %d evictions, want 5 and 0", loads.Load(), evicted.Load())
+	}
+	boom := func(context.Context) (int, int64, error) { panic("hostile") }
+	if _, err := c.get(t.Context(), 99, time.Minute, boom); err == nil {
+		t.Error("a panic is no error")
+	}
+	if _, err := c.get(t.Context(), 5, time.Minute, func(context.Context) (int, int64, error) { return 5, 9, nil }); err != nil || evicted.Load() != 5 {
+		t.Errorf("got %v and %d evictions, want 5", err, evicted.Load())
+	}
+	c.close()
+	if evicted.Load() != 6 || c.cost != 0 {
+		t.Errorf("after close: %d evictions, cost %d", evicted.Load(), c.cost)
+	}
+}
+
+func TestAdmission(t *testing.T) {
+	limits := DefaultLimits()
+	for name, tt := range map[string]struct {
+		cfg   Config
+		token string
+		code  int
+	}{
+		"open":           {Config{Limits: limits}, "", http.StatusOK},
+		"right token":    {Config{Limits: limits, Tokens: []string{"a", "b"}}, "Bearer b", http.StatusOK},
+		"wrong token":    {Config{Limits: limits, Tokens: []string{"a"}}, "Bearer b", http.StatusForbidden},
+		"no token":       {Config{Limits: limits, Tokens: []string{"a"}}, "", http.StatusForbidden},
+		"no certificate": {Config{Limits: limits, ClientCert: true}, "", http.StatusForbidden},
+		"no slot":        {Config{Limits: Limits{Stall: time.Minute}}, "", http.StatusServiceUnavailable},
+	} {
+		tt.cfg.Metrics, tt.cfg.Log = NewMetrics(), slog.New(slog.DiscardHandler)
+		s := New(tt.cfg)
+		for path, want := range map[string]int{wire.RoutePing: tt.code, "/healthz": http.StatusOK} {
+			req := httptest.NewRequest(http.MethodGet, path, nil)
+			req.Header.Set("Authorization", tt.token)
+			rec := httptest.NewRecorder()
+			s.ServeHTTP(rec, req)
+			if rec.Code != want {
+				t.Errorf("%s: %s: got %d, want %d", name, path, rec.Code, want)
+			}
+		}
+	}
+}
+
+func TestLoggable(t *testing.T) {
+	for s, want := range map[string]string{
+		"host:1/repo@sha256:00": "host:1/repo@sha256:00", "https://u:p@h/x": "(malformed)", "u:p@h/x": "(malformed)",
+	} {
+		if got := loggable(s); got != want {
+			t.Errorf("%s: got %s, want %s", s, got, want)
+		}
+	}
+}
