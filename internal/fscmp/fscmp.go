@@ -272,7 +272,7 @@ func (c *comparer) readXattrs(p string) (map[string]string, error) {
 		return nil, fmt.Errorf("listxattr: %w", err)
 	}
 	xattrs := map[string]string{}
-	for _, name := range strings.Split(string(buf[:n]), "\x00") {
+	for name := range strings.SplitSeq(string(buf[:n]), "\x00") {
 		if name == "" || c.opts.IgnoreXattr != nil && c.opts.IgnoreXattr(name) {
 			continue
 		}
