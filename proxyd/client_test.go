@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"os"
 	"os/exec"
@@ -94,7 +95,7 @@ func (p *testProxyd) send(tb testing.TB, route string, req any) *http.Response {
 func (p *testProxyd) code(tb testing.TB, route string, req any) string {
 	tb.Helper()
 	resp := p.send(tb, route, req)
-	defer resp.Body.Close() //nolint:errcheck // only read from
+	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
 		return ""
 	}
@@ -123,9 +124,7 @@ func (p *testProxyd) pull(tb testing.TB, req wire.DeltaRequest, have ...*pulled)
 	tb.Helper()
 	got := &pulled{tocs: map[toc.Digest]*toc.TOC{}, objects: map[toc.Digest][]byte{}}
 	for _, h := range have {
-		for d, t := range h.tocs {
-			got.tocs[d] = t
-		}
+		maps.Copy(got.tocs, h.tocs)
 	}
 	for range 3 {
 		resp := p.send(tb, wire.RouteDelta, req)

@@ -124,8 +124,7 @@ func (c *Config) load(name string) error {
 	}
 	dec := toml.NewDecoder(bytes.NewReader(b)).DisallowUnknownFields()
 	if err := dec.Decode(c); err != nil {
-		var strict *toml.StrictMissingError
-		if errors.As(err, &strict) {
+		if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
 			return fmt.Errorf("%s: unknown key:\n%s", name, strict.String())
 		}
 		return fmt.Errorf("%s: %w", name, err)

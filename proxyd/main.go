@@ -44,10 +44,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return 0
 	case errors.Is(err, errUsage):
-		fmt.Fprintf(stderr, "proxyd: %v\n", err) //nolint:errcheck // there is no other place to tell
+		fmt.Fprintf(stderr, "proxyd: %v\n", err)
 		return exitUsage
 	default:
-		fmt.Fprintf(stderr, "proxyd: %v\n", err) //nolint:errcheck // there is no other place to tell
+		fmt.Fprintf(stderr, "proxyd: %v\n", err)
 		return exitFailure
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -25,7 +26,7 @@ const platform = "linux/amd64"
 
 // someFiles are n files of a seed, some of them of more than one piece.
 func someFiles(seed uint64, n int) map[string][]byte {
-	r := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // contents of a test
+	r := rand.New(rand.NewPCG(seed, 1))
 	files := map[string][]byte{"bin/app": []byte("#!/bin/sh\n"), "empty": nil}
 	for i := range n {
 		b := make([]byte, 1+r.IntN(4000))
@@ -33,7 +34,7 @@ func someFiles(seed uint64, n int) map[string][]byte {
 			b = make([]byte, 2<<20+r.IntN(1<<20))
 		}
 		for j := range b {
-			b[j] = byte(r.UintN(64)) //nolint:gosec // small on purpose
+			b[j] = byte(r.UintN(64))
 		}
 		files[fmt.Sprintf("usr/lib/d%d/f%d", i%37, i)] = b
 	}
@@ -110,7 +111,7 @@ func testObjects(t *testing.T, p *testProxyd, img *testImage, fresh *pulled) {
 	ask := func(req wire.ObjectsRequest) *pulled {
 		t.Helper()
 		resp := p.send(t, wire.RouteObjects, req)
-		defer resp.Body.Close() //nolint:errcheck // only read from
+		defer resp.Body.Close()
 		got := &pulled{list: fresh.list, objects: map[toc.Digest][]byte{}}
 		if resp.StatusCode != http.StatusOK {
 			b, _ := io.ReadAll(resp.Body)
@@ -254,7 +255,7 @@ func TestDeniedRegistryIsNotContacted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // nobody came
+	defer l.Close()
 	contacted := make(chan struct{}, 1)
 	go func() {
 		if _, err := l.Accept(); err == nil {
@@ -285,12 +286,12 @@ func TestStalledClientIsCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() //nolint:errcheck // proxyd has closed it
+	defer conn.Close()
 	body, _, err := wire.EncodeRequest(wire.DeltaRequest{Ref: img.ref, Platform: platform})
 	if err != nil {
 		t.Fatal(err)
 	}
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", wire.RouteDelta, len(body), body) //nolint:errcheck // seen below
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", wire.RouteDelta, len(body), body)
 	waitFor(t, func() bool { return p.metric(t, "proxyd_streams_active") == 1 })
 	waitFor(t, func() bool { return p.metric(t, "proxyd_streams_active") == 0 })
 }
@@ -333,12 +334,12 @@ func TestMemory(t *testing.T) {
 	for range 10 {
 		wg.Go(func() {
 			resp := p.send(t, wire.RouteDelta, wire.DeltaRequest{Ref: img.ref, Platform: platform})
-			defer resp.Body.Close() //nolint:errcheck // only read from
+			defer resp.Body.Close()
 			r := wire.NewReader(resp.Body)
 			objects := 0
 			for {
 				f, err := r.Next()
-				if err == io.EOF {
+				if errors.Is(err, io.EOF) {
 					break
 				}
 				if err != nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -117,7 +118,7 @@ func freeAddr(tb testing.TB) string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // only the number was wanted
+	defer l.Close()
 	return l.Addr().String()
 }
 
@@ -141,7 +142,7 @@ func waitHTTP(tb testing.TB, url string) {
 	}
 }
 
-func (r *testRegistry) do(tb testing.TB, method, url, contentType string, body []byte, want int) *http.Response {
+func (r *testRegistry) do(tb testing.TB, method, url, contentType string, body []byte, want int) http.Header {
 	tb.Helper()
 	if !strings.HasPrefix(url, "http") {
 		url = "http://" + r.host + url
@@ -165,13 +166,13 @@ func (r *testRegistry) do(tb testing.TB, method, url, contentType string, body [
 	if resp.StatusCode != want {
 		tb.Fatalf("%s %s: %s: %s", method, url, resp.Status, text)
 	}
-	return resp
+	return resp.Header
 }
 
 func (r *testRegistry) pushBlob(tb testing.TB, repo string, b []byte) digest.Digest {
 	tb.Helper()
 	d := digest.FromBytes(b)
-	loc := r.do(tb, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", "", nil, http.StatusAccepted).Header.Get("Location")
+	loc := r.do(tb, http.MethodPost, "/v2/"+repo+"/blobs/uploads/", "", nil, http.StatusAccepted).Get("Location")
 	sep := "?"
 	if strings.Contains(loc, "?") {
 		sep = "&"
@@ -204,9 +205,7 @@ func (r *testRegistry) push(tb testing.TB, repo, tag string, layers ...map[strin
 		img.blobs[d.String()] = zipped
 		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, digest.FromBytes(plain))
 		m.Layers = append(m.Layers, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: d, Size: int64(len(zipped))})
-		for name, c := range files {
-			tree[name] = c
-		}
+		maps.Copy(tree, files)
 	}
 	for _, c := range tree {
 		if len(c) > 0 {

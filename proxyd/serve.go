@@ -62,7 +62,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		CacheTTL:  cacheTTL(cfg),
 		Transport: metrics.Transport(http.DefaultTransport),
 	})
-	ingester := ingest.New(ingest.Config{
+	ingester := ingest.New(ingest.Config{ //nolint:contextcheck // an ingest outlives the request that began it; Close ends it
 		Source: metrics.Source(client), Meta: store, Blobs: blobs, Parallel: cfg.Limits.IngestParallel,
 	})
 	defer closing(&err, ingester.Close)
@@ -71,12 +71,27 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Version: version, Tokens: tokens, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", cfg.Listen)
+	listener, err := (&net.ListenConfig{Control: smallSendQueue}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
 		return err
 	}
 	log.Info("listening", "address", listener.Addr().String(), "tls", tlsConfig != nil, "version", version)
 	return serveHTTP(ctx, listener, tlsConfig, handler, time.Duration(cfg.Drain), log)
+}
+
+// unsent is how many bytes of a stream may wait in its socket beyond what the
+// congestion window lets out. What becomes urgent comes after them; and what the
+// kernel holds cannot be left out any more.
+const unsent = 128 << 10
+
+// smallSendQueue limits what connections of a listener hold unsent. Linux: they
+// inherit the option (tcp(7), TCP_NOTSENT_LOWAT).
+func smallSendQueue(_, _ string, c syscall.RawConn) error {
+	var optErr error
+	err := c.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+	})
+	return errors.Join(err, optErr)
 }
 
 // serveHTTP serves until ctx ends, then drains.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -53,10 +54,10 @@ func parseELF(readAt func([]byte, int64) (int, error)) (*binaryInfo, error) {
 		return nil, err
 	}
 	for _, s := range segments {
-		switch elf.ProgType(s.typ) { //nolint:gosec // 32 bits on disk
+		switch elf.ProgType(s.typ) {
 		case elf.PT_INTERP:
 			b := make([]byte, min(s.filesz, maxInterp))
-			n, _ := readAt(b, int64(s.off)) //nolint:gosec // readAt refuses negative offsets
+			n, _ := readAt(b, int64(s.off))
 			info.interp, _, _ = strings.Cut(string(b[:n]), "\x00")
 		case elf.PT_DYNAMIC:
 			info.readDynamic(readAt, s, segments, order)
@@ -78,7 +79,7 @@ func readSegments(readAt func([]byte, int64) (int, error), hdr []byte, order bin
 		return nil, errNotELF
 	}
 	b := make([]byte, size*min(num, maxProgs))
-	n, _ := readAt(b, int64(off)) //nolint:gosec // readAt refuses negative offsets
+	n, _ := readAt(b, int64(off))
 	var segments []segment
 	for b = b[:n]; len(b) >= size; b = b[size:] {
 		s := segment{typ: uint64(order.Uint32(b))}
@@ -94,7 +95,7 @@ func readSegments(readAt func([]byte, int64) (int, error), hdr []byte, order bin
 
 func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn segment, segments []segment, order binary.ByteOrder) {
 	b := make([]byte, min(dyn.filesz, maxDynamic))
-	n, _ := readAt(b, int64(dyn.off)) //nolint:gosec // readAt refuses negative offsets
+	n, _ := readAt(b, int64(dyn.off))
 	b = b[:n]
 	info.dynamicallyLoad = true
 	word := func(b []byte) uint64 { return uint64(order.Uint32(b)) }
@@ -107,7 +108,7 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 	var table, tableSize uint64
 	for ; len(b) >= 2*size; b = b[2*size:] {
 		t := tag{word(b), word(b[size:])}
-		switch elf.DynTag(t.tag) { //nolint:gosec // compared, not computed with
+		switch elf.DynTag(t.tag) {
 		case elf.DT_NULL:
 			b = nil
 		case elf.DT_STRTAB:
@@ -129,7 +130,7 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 			continue
 		}
 		s, _, _ := strings.Cut(strtab[t.val:], "\x00")
-		switch elf.DynTag(t.tag) { //nolint:gosec // compared, not computed with
+		switch elf.DynTag(t.tag) {
 		case elf.DT_NEEDED:
 			info.needed = append(info.needed, s)
 		case elf.DT_RPATH:
@@ -143,11 +144,11 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 // readStrings reads the dynamic string table, which is named by address.
 func readStrings(readAt func([]byte, int64) (int, error), addr, size uint64, segments []segment) string {
 	for _, s := range segments {
-		if elf.ProgType(s.typ) != elf.PT_LOAD || addr < s.vaddr || addr-s.vaddr >= s.filesz { //nolint:gosec // 32 bits on disk
+		if elf.ProgType(s.typ) != elf.PT_LOAD || addr < s.vaddr || addr-s.vaddr >= s.filesz {
 			continue
 		}
 		b := make([]byte, min(size, maxStrings, s.filesz-(addr-s.vaddr)))
-		n, _ := readAt(b, int64(s.off+addr-s.vaddr)) //nolint:gosec // readAt refuses negative offsets
+		n, _ := readAt(b, int64(s.off+addr-s.vaddr))
 		return string(b[:n])
 	}
 	return ""
@@ -194,7 +195,7 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 			}
 			p.add(lib)
 			if li, err := p.parse(lib); err == nil {
-				queue = append(queue, item{lib, li, rpath[:len(rpath):len(rpath)]})
+				queue = append(queue, item{lib, li, slices.Clip(rpath)})
 			}
 		}
 	}

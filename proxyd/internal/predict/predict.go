@@ -83,7 +83,7 @@ func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, li
 
 // predictor is the state of one Order.
 type predictor struct {
-	ctx     context.Context // of the one call of Order that this value lives for
+	ctx     context.Context //nolint:containedctx // of the one call of Order that this value lives for
 	view    *view
 	objects Objects
 	limits  Limits
@@ -129,7 +129,7 @@ func (p *predictor) add(n *node) {
 		return
 	}
 	p.seen[n.object] = true
-	p.order = append(p.order, uint32(n.object)) //nolint:gosec // object lists are below 1<<32: toc.MaxEntries
+	p.order = append(p.order, uint32(n.object))
 }
 
 func (p *predictor) addAll(names ...string) {
@@ -155,7 +155,7 @@ func (p *predictor) readAt(n *node, b []byte, off int64) (int, error) {
 	if p.left -= int64(len(b)); p.left < 0 {
 		return 0, errBudget
 	}
-	return p.objects.ReadObjectAt(p.ctx, uint32(n.object), b, off) //nolint:gosec // see add
+	return p.objects.ReadObjectAt(p.ctx, uint32(n.object), b, off)
 }
 
 // readFile returns the beginning of a node's content, at most max bytes.

@@ -131,7 +131,7 @@ func TestOrderOfHostBinaries(t *testing.T) {
 			tr := newTree(map[string]string{"aaa": "unrelated", "etc/passwd": "root"})
 			tr.host(t, name)
 			libs := 0
-			for _, f := range strings.Fields(string(out)) {
+			for f := range strings.FieldsSeq(string(out)) {
 				if strings.HasPrefix(f, "/") {
 					tr.host(t, f)
 					libs++

@@ -51,7 +51,7 @@ func (s *Server) blob(w *response, r *http.Request, rec *record) error {
 	if err != nil {
 		return err
 	}
-	defer rc.Close() //nolint:errcheck // only read from; what is wrong with it Read tells
+	defer rc.Close()
 	blobType(w, desc.Size)
 	// With fewer bytes than announced net/http closes the connection, and the
 	// worker knows that the blob is not whole.

@@ -164,7 +164,6 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 		return err
 	}
 	plan := delta.Make(im.delta, inventory, im.order)
-	inventory = nil // it may be large, and the stream long
 	b.rec.plan = time.Since(began)
 	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
 
@@ -255,7 +254,7 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stre
 		skipped = append(skipped, object)
 		return true
 	}
-	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, skip); err != nil {
+	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, delta.Steer{Skip: skip, Urgent: st.claims.Urgent}); err != nil {
 		return err
 	}
 	if !st.failed.Load() {
@@ -263,7 +262,7 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stre
 	}
 	// An answer to a request for single objects broke off: what it claimed may
 	// not have got through.
-	return delta.Stream(ctx, b.out, im.delta, &delta.Plan{Objects: skipped}, packs.pack, nil)
+	return delta.Stream(ctx, b.out, im.delta, &delta.Plan{Objects: skipped}, packs.pack, delta.Steer{})
 }
 
 // inventory loads what the worker has, as far as it is of use for the image: the

@@ -25,15 +25,18 @@ func (s *Server) objects(w *response, r *http.Request, rec *record) error {
 		return invalid(err.Error())
 	}
 	var claims *delta.Claims
+	asked := req.Objects
 	if st != nil {
+		// The stream has the bandwidth, so what it can bring it brings, next.
 		claims = st.claims
+		asked = claims.Urge(asked, req.Exact)
 	}
 	w.Header().Set("Content-Type", wire.BundleType)
 	w.Header().Set("Cache-Control", "no-store")
 	packs := s.library.packSet(im.layers)
 	defer packs.close()
 	out := wire.NewWriter(w)
-	err = delta.Answer(ctx, out, im.delta, req.Objects, req.Exact, packs.pack, claims)
+	err = delta.Answer(ctx, out, im.delta, asked, req.Exact, packs.pack, claims)
 	if err == nil {
 		err = out.End()
 	}

@@ -71,7 +71,7 @@ func decodeOrder(b []byte, objects int) ([]uint32, bool) {
 		if prev += d + 1; prev < 0 || prev >= int64(objects) {
 			return nil, false
 		}
-		order = append(order, uint32(prev)) //nolint:gosec // checked above
+		order = append(order, uint32(prev))
 	}
 	return order, true
 }

@@ -48,8 +48,8 @@ func TestWireError(t *testing.T) {
 
 func TestOrderCodec(t *testing.T) {
 	order := make([]uint32, 0, 1000)
-	for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(1000) { //nolint:gosec // a test
-		order = append(order, uint32(i)) //nolint:gosec // small
+	for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(1000) {
+		order = append(order, uint32(i))
 	}
 	got, ok := decodeOrder(encodeOrder(order), 1000)
 	if !ok || !slices.Equal(got, order) {
