@@ -13,7 +13,10 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob/fsblob"
 	"github.com/starlight-delta/starlight/proxyd/internal/ingest"

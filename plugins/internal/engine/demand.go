@@ -24,19 +24,27 @@ const (
 	maxDemands = 4
 	// maxBatch is the number of objects in one of them.
 	maxBatch = 256
-	// again on demand, after a request that did not bring the object.
-	demandPause, maxDemandPause = 200 * time.Millisecond, 5 * time.Second
+	// demandPause is how long to wait for an object that was asked for before it
+	// is asked for again. If it is in a stream, that goes on flowing meanwhile;
+	// then patience is longer, up to maxDemandPause.
+	demandPause, maxDemandPause = 250 * time.Millisecond, 5 * time.Second
 )
 
 // demands are the objects of an image that readers wait for.
 type demands struct {
 	mu      sync.Mutex // guards the following fields
-	wanted  map[uint32]chan struct{}
+	wanted  map[uint32]*demand
 	queue   []uint32
 	running int
 }
 
-func newDemands() *demands { return &demands{wanted: map[uint32]chan struct{}{}} }
+// demand is one object asked for.
+type demand struct {
+	answered chan struct{}
+	again    bool // its stream was told before, and did not bring it
+}
+
+func newDemands() *demands { return &demands{wanted: map[uint32]*demand{}} }
 
 var _ lazyfs.Source = (*Engine)(nil)
 
@@ -54,9 +62,9 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
 	arrival := make(chan error, 1)
 	go func() { arrival <- e.objects.Wait(ctx, d, off, n) }()
 
-	pause := demandPause
-	for wait := grace; ; {
-		t := time.NewTimer(wait)
+	var asked time.Time
+	for pause := grace; ; pause = demandPause {
+		t := time.NewTimer(pause)
 		select {
 		case err := <-arrival:
 			t.Stop()
@@ -70,21 +78,23 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
 			}
 			return fmt.Errorf("object %s belongs to no image: %w", d, errdefs.ErrNotFound)
 		}
-		if e.cfg.ReadTimeout > 0 {
-			if last := time.Unix(0, img.meter.last.Load()); time.Since(start) > e.cfg.ReadTimeout && time.Since(last) > e.cfg.ReadTimeout {
-				return fmt.Errorf("object %s of %s: nothing has arrived for %v: %w", d, img.source.ref, e.cfg.ReadTimeout, errdefs.ErrUnavailable)
-			}
+		last := time.Unix(0, img.meter.last.Load())
+		if e.cfg.ReadTimeout > 0 && time.Since(start) > e.cfg.ReadTimeout && time.Since(last) > e.cfg.ReadTimeout {
+			return fmt.Errorf("object %s of %s: nothing has arrived for %v: %w", d, img.source.ref, e.cfg.ReadTimeout, errdefs.ErrUnavailable)
 		}
 		if _, coming := e.streaming.Load(d); coming {
-			wait = demandPause
 			continue
 		}
+		if !asked.IsZero() && time.Since(last) < 2*demandPause && time.Since(asked) < maxDemandPause {
+			continue // it is next in a stream that flows
+		}
+		again := !asked.IsZero()
+		asked = time.Now()
 		select {
 		case err := <-arrival:
 			return err
-		case <-e.demand(img, p, i):
+		case <-e.demand(img, p, i, again):
 		}
-		wait, pause = pause, min(2*pause, maxDemandPause)
 	}
 }
 
@@ -137,25 +147,26 @@ func (i *image) objectList() *pending {
 }
 
 // demand asks for an object of img, together with others that are wanted now. The
-// channel is closed when the request has been answered, with or without the object.
-func (e *Engine) demand(img *image, p *pending, object uint32) <-chan struct{} {
+// channel is closed when the request has been answered, with or without the object:
+// the answer may be that it is the next in the stream under way.
+func (e *Engine) demand(img *image, p *pending, object uint32, again bool) <-chan struct{} {
 	q := img.demands
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if c := q.wanted[object]; c != nil {
-		return c
+	if d := q.wanted[object]; d != nil {
+		return d.answered
 	}
-	c := make(chan struct{})
+	d := &demand{make(chan struct{}), again}
 	if e.ctx.Err() != nil {
-		return c // nobody will answer; the reader waits for the next engine
+		return d.answered // nobody will; the reader waits for the next engine
 	}
-	q.wanted[object] = c
+	q.wanted[object] = d
 	q.queue = append(q.queue, object)
 	if q.running < maxDemands {
 		q.running++
 		e.background(func(ctx context.Context) { e.serve(ctx, img, p) })
 	}
-	return c
+	return d.answered
 }
 
 // serve makes requests until nothing is queued.
@@ -169,21 +180,26 @@ func (e *Engine) serve(ctx context.Context, img *image, p *pending) {
 			q.mu.Unlock()
 			return
 		}
+		again := false
+		for _, i := range batch {
+			again = again || q.wanted[i].again
+		}
 		q.mu.Unlock()
-		if err := e.ask(ctx, img, p, batch); err != nil && ctx.Err() == nil {
+		if err := e.ask(ctx, img, p, batch, again); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "objects": len(batch)}).Warn("objects that are waited for did not come")
 		}
 		q.mu.Lock()
 		for _, i := range batch {
-			close(q.wanted[i])
+			close(q.wanted[i].answered)
 			delete(q.wanted, i)
 		}
 		q.mu.Unlock()
 	}
 }
 
-// ask makes one request for objects.
-func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []uint32) error {
+// ask makes one request for objects: to the stream under way, which makes them its
+// next, or again, if that did not bring them, on the connection of the request.
+func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []uint32, again bool) error {
 	e.mu.Lock()
 	main, src := img.main, img.source
 	e.mu.Unlock()
@@ -192,7 +208,7 @@ func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []uint32
 	err := fmt.Errorf("no proxy is configured for registry %q: %w", src.host, errdefs.ErrUnavailable)
 	for _, px := range proxies {
 		req.Stream = ""
-		if main != nil && main.proxy == px {
+		if main != nil && main.proxy == px && !again {
 			req.Stream = main.id
 		}
 		var b *delta.Bundle

@@ -229,7 +229,7 @@ func bundle(t testing.TB, write func(*wire.Writer) error) []byte {
 func stream(t testing.TB, f *fixture, p *Plan, skip func(uint32) bool) []byte {
 	t.Helper()
 	return bundle(t, func(w *wire.Writer) error {
-		return Stream(t.Context(), w, f.img, p, f.packs, skip)
+		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Skip: skip})
 	})
 }
 

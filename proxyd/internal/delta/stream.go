@@ -12,15 +12,26 @@ import (
 // one is made. It bounds the memory of a stream to a few MiB.
 const ahead = 3
 
-// Stream writes the data frames of a plan to w, and no end frame. Objects for which
-// skip returns true are left out; it is asked once for each object, in the order of
-// the plan, right before the object is read, and may be nil. If nothing is skipped,
-// the frames depend on nothing but the plan and the packs.
+// Steer is how others change a stream under way.
+type Steer struct {
+	// Skip, if not nil, leaves out the objects for which it returns true. It is
+	// asked once for each object, in the order of the plan, right before the
+	// object is read.
+	Skip func(object uint32) bool
+	// Urgent, if not nil, returns objects that a reader waits for now. They are
+	// sent before anything else; their caller has claimed them. It is asked before
+	// each frame, and once more, with last set, when the plan is done: then
+	// nothing may become urgent any more.
+	Urgent func(last bool) []uint32
+}
+
+// Stream writes the data frames of a plan to w, and no end frame. If it is not
+// steered, the frames depend on nothing but the plan and the packs.
 //
 // Stream reads and compresses the next frames while it writes one. It returns
 // when all are written, at the first error, or when ctx ends and the write under way
 // returns; nothing of it runs on after that.
-func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Packs, skip func(object uint32) bool) error {
+func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Packs, steer Steer) error {
 	g, ctx := errgroup.WithContext(ctx)
 	ready := make(chan *frame, 1)
 	spare := make(chan *frame, ahead)
@@ -28,6 +39,7 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 		spare <- new(frame)
 	}
 	m := newMaker(img, packs)
+	m.urgent = steer.Urgent
 	m.free = func(ctx context.Context) (*frame, error) { return receive(ctx, spare) }
 	m.emit = func(ctx context.Context, f *frame) error {
 		select {
@@ -40,14 +52,20 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 	g.Go(func() error {
 		defer close(ready)
 		for _, id := range p.Objects {
-			if skip != nil && skip(id) {
+			if err := m.hurry(ctx, false); err != nil {
+				return err
+			}
+			if steer.Skip != nil && steer.Skip(id) {
 				continue
 			}
 			if err := m.add(ctx, id); err != nil {
 				return err
 			}
 		}
-		return m.flush(ctx)
+		if err := m.flush(ctx); err != nil {
+			return err
+		}
+		return m.hurry(ctx, true)
 	})
 	g.Go(func() error {
 		for f := range ready {
