@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -34,10 +35,10 @@ type results struct {
 }
 
 type bench struct {
-	parts, images, out string
-	mbit               float64
-	rtt                time.Duration
-	runs               int
+	parts, images, out, logs string
+	mbit                     float64
+	rtt                      time.Duration
+	runs                     int
 
 	bin, stock tools.Binaries
 	res        results
@@ -51,6 +52,7 @@ func main() {
 	flag.Float64Var(&b.mbit, "mbit", 100, "rate of the link, Mbit/s")
 	flag.DurationVar(&b.rtt, "rtt", 100*time.Millisecond, "round-trip time of the link")
 	flag.IntVar(&b.runs, "runs", 5, "repetitions of each disk measurement; the median counts")
+	flag.StringVar(&b.logs, "logs", "", "directory to keep the logs of containerd in")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -165,6 +167,11 @@ func (b *bench) starts(ctx context.Context, s *site) (err error) {
 				m.Image, m.Tag = name, im.Tag
 				got[side] = append(got[side], m)
 				b.res.Starts = append(b.res.Starts, m)
+			}
+			if b.logs != "" {
+				if err := os.WriteFile(filepath.Join(b.logs, conf.Name+".log"), []byte(n.Log()), 0o600); err != nil {
+					return err
+				}
 			}
 			if err := n.Close(); err != nil {
 				return err

@@ -68,6 +68,7 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
 		select {
 		case err := <-arrival:
 			t.Stop()
+			log.G(ctx).WithFields(log.Fields{"object": d, "offset": off, "wait": time.Since(start), "asked": !asked.IsZero()}).Debug("a reader waited")
 			return err
 		case <-t.C:
 		}

@@ -15,10 +15,12 @@ import (
 const (
 	maxProgs   = 512
 	maxDynamic = 64 << 10 // bytes
-	maxStrings = 1 << 20  // bytes of the dynamic string table
+	maxString  = 4 << 10  // bytes of a name in the dynamic string table
 	maxNeeded  = 256      // libraries of one file
 	maxLoaded  = 1024     // libraries of one program
-	maxInterp  = 4096
+
+	largeLibrary = 4 << 20 // bytes
+	maxInterp    = 4096
 )
 
 var errNotELF = errors.New("not an ELF file")
@@ -124,12 +126,11 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 			break
 		}
 	}
-	strtab := readStrings(readAt, table, tableSize, segments)
 	for _, t := range tags {
-		if t.val >= uint64(len(strtab)) {
+		s := readString(readAt, table, tableSize, t.val, segments)
+		if s == "" {
 			continue
 		}
-		s, _, _ := strings.Cut(strtab[t.val:], "\x00")
 		switch elf.DynTag(t.tag) {
 		case elf.DT_NEEDED:
 			info.needed = append(info.needed, s)
@@ -141,15 +142,27 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 	}
 }
 
-// readStrings reads the dynamic string table, which is named by address.
-func readStrings(readAt func([]byte, int64) (int, error), addr, size uint64, segments []segment) string {
+// readString reads one string of the dynamic string table, which is named by
+// address. The whole table can have megabytes, with the names of libraries at its end.
+func readString(readAt func([]byte, int64) (int, error), table, size, at uint64, segments []segment) string {
+	if at >= size {
+		return ""
+	}
 	for _, s := range segments {
-		if elf.ProgType(s.typ) != elf.PT_LOAD || addr < s.vaddr || addr-s.vaddr >= s.filesz {
+		if elf.ProgType(s.typ) != elf.PT_LOAD || table < s.vaddr || table-s.vaddr >= s.filesz {
 			continue
 		}
-		b := make([]byte, min(size, maxStrings, s.filesz-(addr-s.vaddr)))
-		n, _ := readAt(b, int64(s.off+addr-s.vaddr))
-		return string(b[:n])
+		left := s.filesz - (table - s.vaddr)
+		if at >= left {
+			return ""
+		}
+		b := make([]byte, min(size-at, left-at, maxString))
+		n, _ := readAt(b, int64(s.off+(table-s.vaddr)+at))
+		name, _, ended := strings.Cut(string(b[:n]), "\x00")
+		if !ended {
+			return ""
+		}
+		return name
 	}
 	return ""
 }
@@ -176,6 +189,7 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 	}
 	queue := []item{{n, info, nil}}
 	known := make(map[string]bool)
+	var large []*node // come last: ld.so looks into all libraries before any runs
 	for len(queue) > 0 && len(known) < maxLoaded {
 		it := queue[0]
 		queue = queue[1:]
@@ -193,11 +207,18 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 			if lib == nil {
 				continue
 			}
-			p.add(lib)
+			if lib.size > largeLibrary {
+				large = append(large, lib)
+			} else {
+				p.add(lib)
+			}
 			if li, err := p.parse(lib); err == nil {
 				queue = append(queue, item{lib, li, slices.Clip(rpath)})
 			}
 		}
+	}
+	for _, lib := range large {
+		p.add(lib)
 	}
 }
 

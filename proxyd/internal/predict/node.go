@@ -110,9 +110,18 @@ func (p *predictor) resolveModule(name, dir string) *node {
 			}
 		}
 		if d == "/" {
-			return nil
+			break
 		}
 	}
+	// NODE_PATH, and where Debian's Node.js looks as well.
+	for _, d := range append(strings.Split(p.env["NODE_PATH"], ":"), "/usr/share/nodejs", "/usr/lib/nodejs") {
+		if modules := p.view.dir(d); modules != nil && d != "" {
+			if n := p.resolvePackage("/"+modules.path, name); n != nil {
+				return n
+			}
+		}
+	}
+	return nil
 }
 
 // resolvePackage looks a bare name up in one node_modules.
