@@ -42,14 +42,17 @@ func Answer(ctx context.Context, w *wire.Writer, img *Image, asked []uint32, exa
 		sent[id] = true
 		return dup
 	})
-	if claims != nil {
-		for _, id := range asked {
-			claims.Claim(id)
-		}
-	}
 	var f frame
 	m := newMaker(img, packs)
-	m.target = solid
+	m.target, m.most = solid, maxNeighboursBytes
+	for _, id := range asked {
+		if claims != nil {
+			claims.Claim(id)
+		}
+		if size := img.Objects[id].Size; size < SmallObject {
+			m.most += int(size)
+		}
+	}
 	m.free = func(context.Context) (*frame, error) { return &f, nil }
 	m.emit = func(_ context.Context, f *frame) error { return w.Data(f.index, f.contents, f.compressed) }
 	for _, id := range asked {

@@ -3,6 +3,7 @@ package delta
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -55,6 +56,7 @@ type maker struct {
 	layer  int // of pack
 	pack   Pack
 	target int // size at which the shared frame under way is full
+	most   int // bytes of small objects that will come, if known
 	index  []wire.Piece
 	plain  []byte
 }
@@ -90,6 +92,7 @@ func (m *maker) add(ctx context.Context, id uint32) error {
 	if err != nil {
 		return err
 	}
+	m.reserve()
 	before := len(m.plain)
 	plain, err := m.pack.AppendPiece(m.plain, at.Object, 0)
 	if err != nil {
@@ -134,6 +137,20 @@ func (m *maker) hurry(ctx context.Context, last bool) error {
 			return err
 		}
 	}
+}
+
+// reserve makes room for a whole frame when one begins: a pack that decodes object
+// after object to the end of a full buffer would move it each time.
+func (m *maker) reserve() {
+	const slack = 64 // decoders write faster if they may write past the end
+	if len(m.plain) > 0 {
+		return
+	}
+	n := min(m.target+SmallObject, solid)
+	if m.most > 0 {
+		n = min(n, m.most)
+	}
+	m.plain = slices.Grow(m.plain, n+slack)
 }
 
 // flush emits the shared frame under way.

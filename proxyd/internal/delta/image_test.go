@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"sync"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -41,6 +42,44 @@ func (p memPack) AppendPiece(dst []byte, object, piece int) ([]byte, error) {
 	return unzstd.DecodeAll(m.enc, dst)
 }
 
+// pieceCache holds compressed pieces: tests use the same ones again and again, and
+// compressing takes long under the race detector.
+var pieceCache sync.Map // toc.Digest → memPiece
+
+func compressed(d toc.Digest, p []byte) memPiece {
+	if m, ok := pieceCache.Load(d); ok {
+		return m.(memPiece)
+	}
+	enc, ok := wire.Compress(nil, p)
+	m := memPiece{bytes.Clone(enc), ok}
+	pieceCache.Store(d, m)
+	return m
+}
+
+// contentCache holds what randomContents made.
+var contentCache sync.Map // seed → []byte
+
+// randomContents returns one of a hundred contents.
+func randomContents(seed uint64) []byte {
+	if b, ok := contentCache.Load(seed); ok {
+		return b.([]byte)
+	}
+	size := 1 + rand.New(rand.NewPCG(seed, 0)).IntN(3000)
+	switch {
+	case seed == 0:
+		size = 0
+	case seed == 1:
+		size = 2*toc.PieceSize + 77
+	case seed < 6:
+		size = SmallObject - 2 + int(seed)
+	case seed == 6:
+		size = toc.PieceSize
+	}
+	b := randomBytes(rand.New(rand.NewPCG(seed, 1)), size)
+	contentCache.Store(seed, b)
+	return b
+}
+
 // layer is a TOC under construction, with its pack.
 type layer struct {
 	b    *toc.Builder
@@ -60,9 +99,9 @@ func (l *layer) file(t testing.TB, name string, contents []byte) {
 	for rest := contents; len(rest) > 0; {
 		p := rest[:min(len(rest), toc.PieceSize)]
 		rest = rest[len(p):]
-		enc, ok := wire.Compress(nil, p)
-		obj.pieces = append(obj.pieces, memPiece{enc, ok})
-		pieces = append(pieces, sha256.Sum256(p))
+		d := toc.Digest(sha256.Sum256(p))
+		obj.pieces = append(obj.pieces, compressed(d, p))
+		pieces = append(pieces, d)
 	}
 	if len(pieces) == 1 {
 		pieces = nil
@@ -131,19 +170,7 @@ func randomFixture(t testing.TB, r *rand.Rand) *fixture {
 			if r.IntN(5) == 0 {
 				name = "usr/share/doc/" + name
 			}
-			seed := uint64(r.IntN(100))
-			size := 1 + rand.New(rand.NewPCG(seed, 0)).IntN(3000)
-			switch {
-			case seed == 0:
-				size = 0
-			case seed == 1:
-				size = 2*toc.PieceSize + 77
-			case seed < 6:
-				size = SmallObject - 2 + int(seed)
-			case seed == 6:
-				size = toc.PieceSize
-			}
-			l.file(t, name, randomBytes(rand.New(rand.NewPCG(seed, 1)), size))
+			l.file(t, name, randomContents(r.Uint64N(100)))
 		}
 		layers = append(layers, l)
 	}

@@ -68,7 +68,8 @@ func textFixture(t testing.TB, n, size, large int) *fixture {
 		l.file(t, fmt.Sprintf("dir/f%06d", i), randomBytes(r, size))
 	}
 	if large > 0 {
-		l.file(t, "zz/large", randomBytes(r, large))
+		b := bytes.Repeat(randomBytes(r, min(large, toc.PieceSize)), (large+toc.PieceSize-1)/toc.PieceSize)
+		l.file(t, "zz/large", b[:large])
 	}
 	return newFixture(t, l)
 }
@@ -180,7 +181,7 @@ func (w *stopWriter) Write(b []byte) (int, error) {
 // Ten streams to slow workers must fit into a small proxyd.
 func TestStreamMemory(t *testing.T) {
 	const streams = 10
-	f := textFixture(t, 3000, 2000, 40*toc.PieceSize)
+	f := textFixture(t, 600, 2000, 20*toc.PieceSize)
 	p := Make(f.img, nil, nil)
 	var before, after runtime.MemStats
 	runtime.GC()
@@ -196,6 +197,7 @@ func TestStreamMemory(t *testing.T) {
 		})
 	}
 	stopped.Wait()
+	runtime.GC() // what is held counts, how lazily it is collected is for GOGC to say
 	runtime.ReadMemStats(&after)
 	close(resume)
 	if err := g.Wait(); err != nil {
