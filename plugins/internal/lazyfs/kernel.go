@@ -42,7 +42,7 @@ const (
 
 // bytesOf is the memory of a structure of the protocol.
 func bytesOf[T any](v *T) []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v))
+	return unsafe.Slice((*byte)(unsafe.Pointer(v)), unsafe.Sizeof(*v)) //nolint:gosec // the kernel's structures, without pointers
 }
 
 // structOf reads a structure of the protocol from the start of b. It is false if

@@ -549,9 +549,24 @@ func TestChildDies(t *testing.T) {
 }
 
 // TestParentDies: local objects are served, other readers wait for the next parent.
-func TestParentDies(t *testing.T) {
+func TestParentDies(t *testing.T) { testNewParent(t, "/proc/self/exe") }
+
+// TestUpgrade: the child is of another binary than the next parent, which replaces it.
+func TestUpgrade(t *testing.T) {
+	old := filepath.Join(t.TempDir(), "old")
+	b, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(old, b, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	testNewParent(t, old)
+}
+
+func testNewParent(t *testing.T, binary string) {
 	r := &rig{TB: t, root: newRoot(t)}
-	parent := exec.Command("/proc/self/exe", parentCommand, r.root)
+	parent := exec.Command(binary, parentCommand, r.root)
 	out, err := parent.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -578,6 +593,10 @@ func TestParentDies(t *testing.T) {
 	r.start(func(*Config) {})
 	if !r.srv.Reconnected() {
 		t.Error("not reconnected")
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.pid()))
+	if self, _ := os.Readlink("/proc/self/exe"); r.srv.resend && (err != nil || exe != self) {
+		t.Errorf("the child runs %q, %v, want %q", exe, err, self)
 	}
 	for seen := map[toc.Digest]bool{}; len(seen) < 2; {
 		seen[<-r.src.asked] = true

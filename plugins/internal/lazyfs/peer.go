@@ -16,7 +16,7 @@ import (
 // peer is the parent's side of the connection to a child.
 type peer struct {
 	pid   int
-	pidfd int // -1 when closed
+	pidfd int // -1 when released
 
 	conn *net.UnixConn
 	mu   sync.Mutex // held while a frame is written
@@ -85,11 +85,12 @@ func (p *peer) send(f frame) {
 	_, _ = p.conn.Write(f.append(nil))
 }
 
-// hangUp ends the connection and leaves the child alone.
-func (p *peer) hangUp() {
-	_ = p.conn.Close() // nothing to lose
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// hangUp ends the connection, and with it serve. The child goes on.
+func (p *peer) hangUp() { _ = p.conn.Close() } // nothing to lose
+
+// release is hangUp for good. Nobody uses the peer any more.
+func (p *peer) release() {
+	p.hangUp()
 	if p.pidfd >= 0 {
 		_ = unix.Close(p.pidfd) // nothing is written
 		p.pidfd = -1
@@ -114,7 +115,7 @@ func (p *peer) end() {
 			_ = retry(func() error { _, err := unix.Poll(poll, 2000); return err })
 		}
 	}
-	p.hangUp()
+	p.release()
 }
 
 // errnoOf is what a reader gets for an error of the source.

@@ -80,7 +80,7 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 func (s *Server) start(ctx context.Context) error {
 	ok, err := s.adopt()
 	if err != nil {
-		s.c.Log.WithError(err).Info("no living lazy file system found")
+		s.c.Log.WithError(err).Info("cannot take over the lazy file system of an earlier process")
 	}
 	if ok {
 		s.reconnected = true
@@ -89,6 +89,7 @@ func (s *Server) start(ctx context.Context) error {
 		}
 		return s.spawn(ctx, true)
 	}
+	s.closeFuse()
 	if err := s.mount(); err != nil {
 		return err
 	}
@@ -108,7 +109,7 @@ func (s *Server) adopt() (bool, error) {
 	}
 	s.fuse, s.device, s.resend = fuse, uint64(hello.off), hello.n == 1 && !s.c.noResend
 	dev, mounted, err := device(s.c.Dir)
-	if err == nil && !(mounted && dev == s.device) {
+	if err == nil && (!mounted || dev != s.device) {
 		err = fmt.Errorf("child %d serves another mount than that on %q", hello.id, s.c.Dir)
 	}
 	if err != nil {
@@ -117,13 +118,19 @@ func (s *Server) adopt() (bool, error) {
 		return false, err
 	}
 	id, err := binaryID()
-	if hello.code == linkVersion && err == nil && hello.digest == id || !s.resend {
+	if err != nil {
+		p.end()
+		s.closeFuse()
+		return false, err
+	}
+	// Without resend, its readers would be lost with it.
+	if hello.code == linkVersion && (hello.digest == id || !s.resend) {
 		s.child = p
 		return true, nil
 	}
 	s.c.Log.WithField("pid", hello.id).Info("replacing the lazy file system process of another version")
 	p.end()
-	return true, err
+	return s.resend, nil
 }
 
 // mount mounts the file system anew.
@@ -243,12 +250,13 @@ func (s *Server) Close() error {
 	}
 	s.cancel()
 	s.done.Wait()
-	// A restart may have been under way.
+	// It may be another one: a restart may have been under way.
 	s.mu.Lock()
-	if child = s.child; child != nil {
-		child.hangUp()
-	}
+	child = s.child
 	s.mu.Unlock()
+	if child != nil {
+		child.release()
+	}
 	s.closeFuse()
 	return nil
 }

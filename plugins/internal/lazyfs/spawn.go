@@ -60,7 +60,7 @@ func (s *Server) spawn(ctx context.Context, resume bool) error {
 	fuse := os.NewFile(uintptr(fd), "/dev/fuse")
 	defer fuse.Close() // the child has it
 
-	cmd := exec.Command(self) // not CommandContext: it outlives us
+	cmd := exec.CommandContext(context.WithoutCancel(ctx), self) // it outlives us
 	cmd.Args = append([]string{os.Args[0]}, o.args()...)
 	cmd.Dir = "/"
 	// The limits count from the first instruction on: the packages of the binary
