@@ -265,11 +265,13 @@ func (s *Server) Close() error {
 // still use it fail.
 func (s *Server) Shutdown() error {
 	err := s.Close()
+	path := filepath.Join(s.c.State, socketName)
+	// Before the mount goes: without it the child ends by itself, and we could not
+	// wait for that.
+	p, _, fuse, cerr := connect(path)
 	if derr := detach(s.c.Dir); derr != nil && !errors.Is(derr, os.ErrNotExist) {
 		err = errors.Join(err, derr)
 	}
-	path := filepath.Join(s.c.State, socketName)
-	p, _, fuse, cerr := connect(path)
 	if cerr == nil {
 		p.end()
 		err = errors.Join(err, unix.Close(fuse))
