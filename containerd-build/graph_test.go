@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,7 +41,7 @@ func daemon(t *testing.T, config string) (c *containerd.Client, log func() strin
 		t.Skip("containerd needs root")
 	}
 	// Short, as the socket's path must be.
-	dir, err := os.MkdirTemp("", "sl")
+	dir, err := os.MkdirTemp("", "sl") //nolint:usetesting // t.TempDir is too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -114,9 +115,9 @@ func unmountBelow(t *testing.T, dir string) {
 			points = append(points, f[4])
 		}
 	}
-	for i := len(points) - 1; i >= 0; i-- {
-		if err := syscall.Unmount(points[i], syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
-			t.Errorf("unmount %s: %v", points[i], err)
+	for _, point := range slices.Backward(points) {
+		if err := syscall.Unmount(point, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("unmount %s: %v", point, err)
 		}
 	}
 }

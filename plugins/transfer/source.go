@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -100,14 +99,13 @@ func (s *source) plain(ctx context.Context, why error) {
 
 // Resolve asks the engine, and the registry if the engine cannot.
 func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error) {
-	ref, err := canonical(s.Image())
-	if err != nil {
+	if err := resolvable(s.Image()); err != nil {
 		return s.namedFetcher.Resolve(ctx) // says the same, as clients expect it
 	}
 	ns, _ := namespaces.Namespace(ctx)
 	pull, err := s.config.Engine.Pull(ctx, engine.PullRequest{
 		Namespace:   ns,
-		Ref:         ref,
+		Ref:         s.Image(),
 		Platform:    s.platform,
 		Credentials: s.credentials.get,
 		Registry:    s.fetchFromRegistry,
@@ -263,21 +261,16 @@ type blob struct{ *bytes.Reader }
 
 func (blob) Close() error { return nil }
 
-// canonical is a reference without the tag if it has a digest: the digest decides.
-func canonical(ref string) (string, error) {
+// resolvable returns an error for what no registry could resolve.
+func resolvable(ref string) error {
 	spec, err := reference.Parse(ref)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if spec.Object == "" {
-		return "", fmt.Errorf("reference %q has neither tag nor digest: %w", ref, errdefs.ErrInvalidArgument)
+		return fmt.Errorf("reference %q has neither tag nor digest: %w", ref, errdefs.ErrInvalidArgument)
 	}
-	if tag, dgst, ok := strings.Cut(spec.Object, "@"); ok {
-		if tag != "" {
-			return spec.Locator + "@" + dgst, nil
-		}
-	}
-	return ref, nil
+	return nil
 }
 
 func digests(layers []ocispec.Descriptor) []digest.Digest {

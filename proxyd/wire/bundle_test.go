@@ -110,7 +110,7 @@ func TestBundleRoundTrip(t *testing.T) {
 				if got.Data != nil {
 					s.want.Data.Wire = got.Data.Wire
 				}
-				if d := cmp.Diff(s.want, got); d != "" && !(len(s.want.Payload) == 0 && len(got.Payload) == 0) {
+				if d := cmp.Diff(s.want, got); d != "" && (len(s.want.Payload) != 0 || len(got.Payload) != 0) {
 					t.Fatalf("frame %d differs (-want +got):\n%s", i, d)
 				}
 			}

@@ -67,7 +67,7 @@ type Engine struct {
 	// object; and by Sweep.
 	gate chan struct{}
 
-	ctx    context.Context // of all background work; ends with Close
+	ctx    context.Context //nolint:containedctx // of all background work; ends with Close
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
@@ -178,11 +178,9 @@ func (e *Engine) lazyState() string           { return filepath.Join(e.cfg.Root,
 
 // background runs fn until the engine closes.
 func (e *Engine) background(fn func(context.Context)) {
-	e.wg.Add(1)
-	go func() {
-		defer e.wg.Done()
+	e.wg.Go(func() {
 		fn(e.ctx)
-	}()
+	})
 }
 
 // startLazy starts the lazy file system, once.

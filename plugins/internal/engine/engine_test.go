@@ -439,3 +439,15 @@ func TestUsageCountsWhatTheParentLacks(t *testing.T) {
 		t.Errorf("got %d bytes, %d inodes, %v", size, inodes, err)
 	}
 }
+
+func TestCanonical(t *testing.T) {
+	for ref, want := range map[string]string{
+		"localhost:5000/a/b:tag":           "localhost:5000/a/b:tag",
+		"docker.io/library/a@sha256:00":    "docker.io/library/a@sha256:00",
+		"localhost:5000/a/b:tag@sha256:00": "localhost:5000/a/b@sha256:00",
+	} {
+		if got := canonical(ref); got != want {
+			t.Errorf("%q: got %q, want %q", ref, got, want)
+		}
+	}
+}

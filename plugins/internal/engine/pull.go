@@ -23,8 +23,9 @@ import (
 type PullRequest struct {
 	// Namespace of containerd, for the status only.
 	Namespace string
-	Ref       string           // fully qualified
-	Platform  ocispec.Platform // wanted
+	// Ref is the fully qualified name of the image: what Status calls it.
+	Ref      string
+	Platform ocispec.Platform // wanted
 	// Credentials, if not nil, gives those of the client for the host of Ref.
 	Credentials func(ctx context.Context, host string) (*wire.Credentials, error)
 	// Registry, if not nil, fetches from the registry as the client would: the
@@ -74,7 +75,7 @@ func (e *Engine) Pull(ctx context.Context, r PullRequest) (*Pull, error) {
 	if len(proxies) == 0 {
 		return nil, fmt.Errorf("%w: no proxy is configured for registry %q", ErrNotAccelerated, host)
 	}
-	src := source{ref: r.Ref, host: host, platform: platforms.Format(r.Platform), registry: r.Registry}
+	src := source{ref: canonical(r.Ref), host: host, platform: platforms.Format(r.Platform), registry: r.Registry}
 	if r.Credentials != nil {
 		if src.creds, err = r.Credentials(ctx, host); err != nil {
 			return nil, fmt.Errorf("%w: credentials for %q: %w", ErrNotAccelerated, host, err)
@@ -159,7 +160,7 @@ func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, pr
 		}
 		s.img.meter.turns.Add(1)
 		e.background(func(ctx context.Context) { e.receive(ctx, s) })
-		e.watch(s.img)
+		e.watch(s.img) //nolint:contextcheck // goes on after the pull, until Close
 		return s, m, nil
 	}
 }
@@ -194,7 +195,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 		req.Have = e.inventory()
 	}
 	s.turns++
-	if s.bundle, err = s.proxy.client.Delta(sctx, req); err != nil {
+	if s.bundle, err = s.proxy.client.Delta(sctx, req); err != nil { //nolint:contextcheck // the stream outlives ctx
 		return nil, err
 	}
 	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.encodedTOC}, func(p wire.Progress) {
@@ -323,6 +324,17 @@ func splitRef(ref string) (name, host string, err error) {
 		repo = repo[:i]
 	}
 	return host + "/" + repo, host, nil
+}
+
+// canonical is a reference as proxyd wants it: without the tag if it has a digest,
+// which decides.
+func canonical(ref string) string {
+	if _, dgst, ok := strings.Cut(ref, "@"); ok {
+		if name, _, err := splitRef(ref); err == nil {
+			return name + "@" + dgst
+		}
+	}
+	return ref
 }
 
 func hostOf(name string) string {

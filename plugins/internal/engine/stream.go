@@ -158,12 +158,10 @@ func (e *Engine) watch(img *image) {
 	img.watched = true
 	ctx, cancel := context.WithCancel(e.ctx)
 	img.stop = cancel
-	e.wg.Add(1)
-	go func() {
-		defer e.wg.Done()
+	e.wg.Go(func() {
 		defer cancel()
 		e.supervise(ctx, img)
-	}()
+	})
 }
 
 // patience with proxies, after which the registry is asked for whole layers.
@@ -297,7 +295,7 @@ func (e *Engine) resume(ctx context.Context, img *image) {
 			img.pending = p
 			e.recount(img)
 			e.mu.Unlock()
-			e.watch(img)
+			e.watch(img) //nolint:contextcheck // goes on until Close
 			return
 		}
 	}

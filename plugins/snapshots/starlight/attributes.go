@@ -62,7 +62,7 @@ func copyXattrs(from, to string) error {
 			err = sysx.LSetxattr(to, name, value, 0)
 		}
 		// A security label that this file system or policy does not take.
-		if err != nil && !(strings.HasPrefix(name, "security.") && errors.Is(err, unix.ENOTSUP)) {
+		if err != nil && (!strings.HasPrefix(name, "security.") || !errors.Is(err, unix.ENOTSUP)) {
 			return fmt.Errorf("copy the extended attribute %q: %w", name, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -68,7 +69,7 @@ func (s *Snapshotter) adopt(ctx context.Context, key, parent string, chain diges
 	// The parent is a part of the name: where a lower layer was unpacked before the
 	// engine knew the image, the chain has another parent than elsewhere.
 	name := fmt.Sprintf("%s-%s", chain, digest.FromString(parent).Encoded()[:12])
-	opts = append(opts[:len(opts):len(opts)], withChain(chain))
+	opts = append(slices.Clip(opts), withChain(chain))
 	err := s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
 		if _, _, _, err := storage.GetInfo(ctx, name); err == nil || !errdefs.IsNotFound(err) {
 			return err
@@ -109,7 +110,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 
 	s.layout.RLock()
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		snap, err := storage.CreateSnapshot(ctx, kind, key, parent, append(opts[:len(opts):len(opts)], withoutChain)...)
+		snap, err := storage.CreateSnapshot(ctx, kind, key, parent, append(slices.Clip(opts), withoutChain)...)
 		if err != nil {
 			return fmt.Errorf("failed to create snapshot: %w", err)
 		}
@@ -206,7 +207,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 		return err
 	}
 	err = s.ms.WithTransaction(ctx, true, func(ctx context.Context) error {
-		if _, err := storage.CommitActive(ctx, key, name, usage, append(opts[:len(opts):len(opts)], withoutChain)...); err != nil {
+		if _, err := storage.CommitActive(ctx, key, name, usage, append(slices.Clip(opts), withoutChain)...); err != nil {
 			return fmt.Errorf("failed to commit snapshot %s: %w", key, err)
 		}
 		return nil

@@ -94,7 +94,7 @@ func Get(ctx context.Context, s Store, key string, limit int64) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close() //nolint:errcheck // only read from
+	defer r.Close()
 	if r.Size() > limit {
 		return nil, fmt.Errorf("blob %q has %d bytes, limit %d", key, r.Size(), limit)
 	}

@@ -33,9 +33,9 @@ var types = map[byte]toc.Type{
 func entry(h *tar.Header) (*toc.Entry, error) {
 	e := &toc.Entry{
 		Name:      clean(h.Name),
-		Mode:      uint32(h.Mode & 0o7777), //nolint:gosec // 12 bits
+		Mode:      uint32(h.Mode & 0o7777),
 		MtimeSec:  h.ModTime.Unix(),
-		MtimeNsec: uint32(h.ModTime.Nanosecond()), //nolint:gosec // below 1e9
+		MtimeNsec: uint32(h.ModTime.Nanosecond()),
 	}
 	var err error
 	if e.UID, err = id("uid", h.Uid); err != nil {

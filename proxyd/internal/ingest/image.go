@@ -124,7 +124,7 @@ func (g *Ingester) fetch(ctx context.Context, img *registry.Image, l registry.La
 	if err != nil {
 		return err
 	}
-	defer rc.Close() //nolint:errcheck // only read from
+	defer rc.Close()
 	r := &counted{r: rc, n: &p.read}
 	defer func() {
 		if err != nil {

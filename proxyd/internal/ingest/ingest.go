@@ -127,7 +127,7 @@ func (g *Ingester) Image(ctx context.Context, img *registry.Image, creds *wire.C
 	if layers != nil || err != nil {
 		return layers, err
 	}
-	f, err := g.join(img, creds)
+	f, err := g.join(img, creds) //nolint:contextcheck // the ingest goes on for the next caller
 	if err != nil {
 		return nil, err
 	}

@@ -70,7 +70,7 @@ func DiffID(ctx context.Context, r io.Reader) (toc.Digest, error) {
 
 // unsupportedFault tells errors of the layer from others.
 func unsupportedFault(err error) error {
-	if f := (*layerFault)(nil); errors.As(err, &f) {
+	if f := (*faultError)(nil); errors.As(err, &f) {
 		return &wire.Error{Code: wire.CodeUnsupported, Message: f.Error()}
 	}
 	return err
@@ -78,11 +78,11 @@ func unsupportedFault(err error) error {
 
 // layerError marks an error as one that lies in the layer.
 func layerError(err error) error {
-	var f *layerFault
+	var f *faultError
 	if errors.As(err, &f) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return &layerFault{err}
+	return &faultError{err}
 }
 
 // parser reads the tar of a layer.

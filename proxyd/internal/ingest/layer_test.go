@@ -252,7 +252,7 @@ func TestLayerSparse(t *testing.T) {
 	if err := f.Close(); err != nil {
 		t.Fatal(err)
 	}
-	b, err := exec.CommandContext(t.Context(), tarBin, "-C", dir, "--format=pax", "--sparse", "-c", "sparse").Output() //nolint:gosec // a fixed command
+	b, err := exec.CommandContext(t.Context(), tarBin, "-C", dir, "--format=pax", "--sparse", "-c", "sparse").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestLayerSparse(t *testing.T) {
 	if len(b) > 1<<20 || len(c.Entries) != 1 || c.Entries[0].Name != "sparse" || c.Entries[0].Size != size {
 		t.Errorf("tar of %d bytes gives %+v", len(b), c.Entries)
 	}
-	b, err = exec.CommandContext(t.Context(), tarBin, "-C", dir, "--format=gnu", "--sparse", "-c", "sparse").Output() //nolint:gosec // a fixed command
+	b, err = exec.CommandContext(t.Context(), tarBin, "-C", dir, "--format=gnu", "--sparse", "-c", "sparse").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,7 @@ func (g *Ingester) TOC(ctx context.Context, l *meta.Layer) ([]byte, error) {
 			err = errors.New("it has another digest")
 		}
 		if err != nil {
-			err = errDamaged{err}
+			err = damagedError{err}
 		}
 	}
 	if err != nil {
@@ -39,7 +39,7 @@ func (g *Ingester) TOC(ctx context.Context, l *meta.Layer) ([]byte, error) {
 func (g *Ingester) Pack(ctx context.Context, l *meta.Layer) (*pack.Reader, error) {
 	r, err := pack.Open(ctx, g.cfg.Blobs, l.PackKey)
 	if err == nil && r.Objects() != l.Objects {
-		err = errors.Join(errDamaged{fmt.Errorf("%d objects, not %d", r.Objects(), l.Objects)}, r.Close())
+		err = errors.Join(damagedError{fmt.Errorf("%d objects, not %d", r.Objects(), l.Objects)}, r.Close())
 	}
 	if err != nil {
 		return nil, g.forget(ctx, l, fmt.Errorf("pack of %s: %w", l.DiffID, err))
@@ -47,14 +47,14 @@ func (g *Ingester) Pack(ctx context.Context, l *meta.Layer) (*pack.Reader, error
 	return r, nil
 }
 
-// errDamaged marks errors of blobs that are there and not what they should be.
-type errDamaged struct{ error }
+// damagedError marks errors of blobs that are there and not what they should be.
+type damagedError struct{ error }
 
-func (e errDamaged) Unwrap() error { return e.error }
+func (e damagedError) Unwrap() error { return e.error }
 
 // forget deletes the record of a layer if err says that its files are lost.
 func (g *Ingester) forget(ctx context.Context, l *meta.Layer, err error) error {
-	var damaged errDamaged
+	var damaged damagedError
 	if !errors.Is(err, blob.ErrNotExist) && !errors.Is(err, pack.ErrInvalid) && !errors.As(err, &damaged) {
 		return err
 	}

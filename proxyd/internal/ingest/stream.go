@@ -57,7 +57,7 @@ func (s *stream) decompress(ctx context.Context, r *bufio.Reader) error {
 	if err != nil {
 		return layerError(err)
 	}
-	defer d.Close() //nolint:errcheck // only read from
+	defer d.Close()
 	for total := int64(0); ; {
 		var buf []byte
 		select {
@@ -157,12 +157,12 @@ func (r *streamReader) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// layerFault marks errors that lie in the layer: it will not get better.
-type layerFault struct{ err error }
+// faultError marks errors that lie in the layer: it will not get better.
+type faultError struct{ err error }
 
-func (e *layerFault) Error() string { return "the layer cannot be read: " + e.err.Error() }
-func (e *layerFault) Unwrap() error { return e.err }
+func (e *faultError) Error() string { return "the layer cannot be read: " + e.err.Error() }
+func (e *faultError) Unwrap() error { return e.err }
 
 func layerErrorf(format string, args ...any) error {
-	return &layerFault{fmt.Errorf(format, args...)}
+	return &faultError{fmt.Errorf(format, args...)}
 }

@@ -42,14 +42,14 @@ func (x *index) frame(object, piece int) (off int64, length int, compressed bool
 	}
 	f := x.refs[int(x.first[object])+piece]
 	v := x.frames[f]
-	return int64(v >> 1), int(x.frames[f+1]>>1 - v>>1), v&1 != 0 //nolint:gosec // checked by decodeIndex
+	return int64(v >> 1), int(x.frames[f+1]>>1 - v>>1), v&1 != 0
 }
 
 // decodeIndex decodes the index of a pack whose frames end at end.
 func decodeIndex(enc []byte, end int64) (*index, error) {
 	d := decoding{b: enc}
 	x := &index{}
-	x.decodeFrames(&d, uint64(end)) //nolint:gosec // not negative
+	x.decodeFrames(&d, uint64(end))
 	x.decodeObjects(&d)
 	if d.err == nil && len(d.b) > 0 {
 		d.fail("%d bytes are left over", len(d.b))
@@ -101,14 +101,14 @@ func (x *index) decodeObjects(d *decoding) {
 			return
 		}
 		x.sizes = append(x.sizes, size)
-		x.first = append(x.first, uint32(len(x.refs))) //nolint:gosec // below maxIndex
+		x.first = append(x.first, uint32(len(x.refs)))
 		for p := range int(pieces(size)) {
 			f := next + d.varint()
 			if d.err != nil || f < 0 || f >= int64(len(plain)) {
 				d.fail("frame %d of %d", f, len(plain))
 				return
 			}
-			x.refs = append(x.refs, uint32(f)) //nolint:gosec // below len(plain)
+			x.refs = append(x.refs, uint32(f))
 			next = f + 1
 			x.checkPiece(d, plain, f, pieceLen(size, p))
 		}
@@ -117,12 +117,12 @@ func (x *index) decodeObjects(d *decoding) {
 
 // checkPiece checks that frame f can hold a piece of n bytes.
 func (x *index) checkPiece(d *decoding, plain []uint32, f int64, n int) {
-	if plain[f] != 0 && plain[f] != uint32(n) { //nolint:gosec // at most PieceSize
+	if plain[f] != 0 && plain[f] != uint32(n) {
 		d.fail("frame %d is for pieces of %d and %d bytes", f, plain[f], n)
 	}
-	plain[f] = uint32(n) //nolint:gosec // at most PieceSize
+	plain[f] = uint32(n)
 	v := x.frames[f]
-	stored, compressed := int(x.frames[f+1]>>1-v>>1), v&1 != 0 //nolint:gosec // at most PieceSize
+	stored, compressed := int(x.frames[f+1]>>1-v>>1), v&1 != 0
 	if (compressed && stored >= n) || (!compressed && stored != n) {
 		d.fail("frame %d of %d bytes is for a piece of %d", f, stored, n)
 	}
@@ -168,5 +168,5 @@ func (d *decoding) count() int {
 		d.fail("%d elements in %d bytes", v, len(d.b))
 		return 0
 	}
-	return int(v) //nolint:gosec // at most len(d.b)
+	return int(v)
 }

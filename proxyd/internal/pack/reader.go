@@ -56,11 +56,11 @@ func NewReader(r blob.Reader) (*Reader, error) {
 		return nil, fmt.Errorf("no pack of this version: %w", ErrInvalid)
 	}
 	n := binary.LittleEndian.Uint64(trailer)
-	if n > maxIndex || int64(n) > size-int64(len(head)+trailerSize) { //nolint:gosec // below maxIndex
+	if n > maxIndex || int64(n) > size-int64(len(head)+trailerSize) {
 		return nil, fmt.Errorf("index of %d bytes: %w", n, ErrInvalid)
 	}
 	enc := make([]byte, n)
-	end := size - int64(trailerSize) - int64(n) //nolint:gosec // below maxIndex
+	end := size - int64(trailerSize) - int64(n)
 	if err := readAt(r, enc, end); err != nil {
 		return nil, err
 	}

@@ -107,8 +107,7 @@ func (s *session) top(ctx context.Context) (*Blob, error) {
 // askAgain tells whether an answer to HEAD leaves hope for GET: some registries
 // do not implement HEAD, or leave out the digest. A refusal is one.
 func askAgain(err error) bool {
-	var resp *errcode.ErrorResponse
-	if errors.As(err, &resp) {
+	if resp, ok := errors.AsType[*errcode.ErrorResponse](err); ok {
 		return resp.StatusCode == http.StatusMethodNotAllowed
 	}
 	var netErr interface{ Timeout() bool } // url.Error and net.Error
@@ -120,7 +119,7 @@ func (s *session) topByGet(ctx context.Context) (*Blob, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close() //nolint:errcheck // only read from
+	defer rc.Close()
 	return s.readDocument(ctx, desc, rc)
 }
 
@@ -152,7 +151,7 @@ func (s *session) document(ctx context.Context, desc ocispec.Descriptor, from fe
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close() //nolint:errcheck // only read from
+	defer rc.Close()
 	return s.readDocument(ctx, desc, rc)
 }
 

@@ -214,10 +214,10 @@ func (d *decoder) contents(e *Entry, next *int) error {
 	const known = 2
 	ref := d.cols[colContents].num(known + MaxEntries)
 	id := int(ref) - known
-	switch {
-	case ref == 0:
+	switch ref {
+	case 0:
 		return nil
-	case ref == 1:
+	case 1:
 		id = *next
 		*next++
 	}

@@ -116,8 +116,7 @@ func (s *Store) fail(op, key string, err error) error {
 	if errors.Is(err, unix.ENOTDIR) {
 		err = blob.ErrNotExist
 	}
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		err = pe.Err
 	}
 	return fmt.Errorf("%s blob %q: %w", op, key, err)

@@ -37,7 +37,7 @@ type Server struct {
 func Postgres(t testing.TB) *Server {
 	t.Helper()
 	bin := binaries(t)
-	dir, err := os.MkdirTemp("", "starlight-pg-")
+	dir, err := os.MkdirTemp("", "starlight-pg-") //nolint:usetesting // t.TempDir is too long for a socket, and closed to other users
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +50,7 @@ func Postgres(t testing.TB) *Server {
 	data := filepath.Join(dir, "data")
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
 	defer cancel()
-	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "starlight", //nolint:gosec // a path of the system
+	initdb := exec.CommandContext(ctx, filepath.Join(bin, "initdb"), "-D", data, "-U", "starlight",
 		"-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
 	initdb.Dir, initdb.SysProcAttr = dir, attr
 	if out, err := initdb.CombinedOutput(); err != nil {
@@ -68,7 +68,7 @@ func (s *Server) Database(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close() //nolint:errcheck // nothing was written through it that is not committed
+	defer db.Close()
 	name := fmt.Sprintf("test%d", s.n.Add(1))
 	if _, err := db.ExecContext(context.Background(), "CREATE DATABASE "+name); err != nil {
 		t.Fatal(err)
@@ -83,7 +83,7 @@ func (s *Server) url(db string) string {
 // start starts the server and waits until it says that it is ready.
 func (s *Server) start(ctx context.Context, t testing.TB, postgres, data string, attr *syscall.SysProcAttr) {
 	t.Helper()
-	cmd := exec.Command(postgres, "-D", data, "-k", s.dir, //nolint:gosec,noctx // a path of the system; ended below
+	cmd := exec.Command(postgres, "-D", data, "-k", s.dir, //nolint:noctx // a path of the system; ended below
 		"-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off", "-c", "logging_collector=off")
 	cmd.Dir, cmd.SysProcAttr = s.dir, attr
 	stderr, err := cmd.StderrPipe()
@@ -146,8 +146,7 @@ func unprivileged(t testing.TB, dir string) *syscall.SysProcAttr {
 		return attr
 	}
 	u, err := user.Lookup("postgres")
-	var unknown user.UnknownUserError
-	if errors.As(err, &unknown) {
+	if _, ok := errors.AsType[user.UnknownUserError](err); ok {
 		u, err = user.Lookup("nobody")
 	}
 	if err != nil {
@@ -161,7 +160,7 @@ func unprivileged(t testing.TB, dir string) *syscall.SysProcAttr {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Chown(dir, int(uid), int(gid)); err != nil { //nolint:gosec // 32 bits
+	if err := os.Chown(dir, int(uid), int(gid)); err != nil {
 		t.Fatal(err)
 	}
 	attr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), NoSetGroups: false}

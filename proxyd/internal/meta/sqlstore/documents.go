@@ -59,7 +59,7 @@ func (s *Store) Tags(ctx context.Context, repo string) ([]meta.Tag, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tags of %s: %w", repo, err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
+	defer rows.Close()
 	var tags []meta.Tag
 	for rows.Next() {
 		t := meta.Tag{Repo: repo}

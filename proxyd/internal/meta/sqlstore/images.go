@@ -19,7 +19,7 @@ func (s *Store) Image(ctx context.Context, repo string, manifest toc.Digest) (*m
 	if err != nil {
 		return nil, fmt.Errorf("image %s@%s: %w", repo, manifest, err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
+	defer rows.Close()
 	var img *meta.Image
 	for rows.Next() {
 		if img == nil {

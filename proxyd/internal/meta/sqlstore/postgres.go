@@ -62,7 +62,7 @@ func lockPostgres(ctx context.Context, db *sql.DB, name string) (func(), error) 
 		return nil, err
 	}
 	sum := sha256.Sum256([]byte("starlight " + name))
-	key := int64(binary.BigEndian.Uint64(sum[:])) //nolint:gosec // any 64 bits will do
+	key := int64(binary.BigEndian.Uint64(sum[:]))
 	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock($1)", key); err != nil {
 		// The lock may have been granted just before ctx ended.
 		return nil, errors.Join(err, discard(conn))

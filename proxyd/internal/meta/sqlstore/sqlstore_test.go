@@ -104,7 +104,7 @@ func testMigrateAtOnce(t *testing.T, dsn string) {
 
 func testLockAcrossReplicas(t *testing.T, dsn string) {
 	a, b := open(t, dsn), open(t, dsn)
-	defer b.Close() //nolint:errcheck // not what is tested
+	defer b.Close()
 	unlock, err := a.Lock(t.Context(), "x")
 	if err != nil {
 		t.Fatal(err)
@@ -133,8 +133,8 @@ func testLockAcrossReplicas(t *testing.T, dsn string) {
 
 func testLockOfDeadConnection(t *testing.T, dsn string) {
 	a, b := open(t, dsn), open(t, dsn)
-	defer a.Close() //nolint:errcheck // not what is tested
-	defer b.Close() //nolint:errcheck // not what is tested
+	defer a.Close()
+	defer b.Close()
 	unlock, err := a.Lock(t.Context(), "x")
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func testLockOfDeadConnection(t *testing.T, dsn string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer admin.Close() //nolint:errcheck // not what is tested
+	defer admin.Close()
 	if _, err := admin.ExecContext(t.Context(),
 		`SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`); err != nil {

@@ -34,7 +34,7 @@ const (
 	User     = "alice"
 	Password = "s3cret-pa55"
 	// htpasswd of them: bcrypt of cost 4.
-	htpasswd = "alice:$2a$04$drpCwM9nYXm7wcMLEEzgd.XCdUK8yy/plM8u06L1Qmyryu.2gEcYK\n"
+	htpasswd = "alice:$2a$04$drpCwM9nYXm7wcMLEEzgd.XCdUK8yy/plM8u06L1Qmyryu.2gEcYK\n" //nolint:gosec // of the constants above
 )
 
 // Registry is a running registry.
@@ -70,7 +70,7 @@ func start(t testing.TB, config string, cred auth.Credential) *Registry {
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary(t), "serve", path) //nolint:gosec,noctx // a binary of the test; ended below
+	cmd := exec.Command(binary(t), "serve", path) //nolint:noctx // a binary of the test; ended below
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Env = append(os.Environ(), "OTEL_TRACES_EXPORTER=none")
 	stderr, err := cmd.StderrPipe()
@@ -131,14 +131,14 @@ func binary(t testing.TB) string {
 		}
 	}
 	bin := filepath.Join(dir, ".cache", "bin", "registry-v3.1.2") // shared with integration
-	if err := os.MkdirAll(bin, 0o755); err != nil {               //nolint:gosec // no secret
+	if err := os.MkdirAll(bin, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	lock, err := os.OpenFile(bin+".lock", os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer lock.Close() //nolint:errcheck // gives the lock back
+	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
