@@ -74,7 +74,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Version: version, Tokens: tokens, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
-	listener, err := (&net.ListenConfig{Control: smallSendQueue}).Listen(ctx, "tcp", cfg.Listen)
+	listener, err := (&net.ListenConfig{Control: tune}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
 		return err
 	}
@@ -87,12 +87,15 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 // kernel holds cannot be left out any more.
 const unsent = 128 << 10
 
-// smallSendQueue limits what connections of a listener hold unsent. Linux: they
-// inherit the option (tcp(7), TCP_NOTSENT_LOWAT).
-func smallSendQueue(_, _ string, c syscall.RawConn) error {
+// tune sets options of a listener that its connections inherit (tcp(7)).
+func tune(_, _ string, c syscall.RawConn) error {
 	var optErr error
 	err := c.Control(func(fd uintptr) {
 		optErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, unsent)
+		// BBR keeps the queues on the way short, through which urgent objects
+		// have to go, and does not take each lost packet for congestion. Kernels
+		// without it go on with what they have.
+		_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "bbr")
 	})
 	return errors.Join(err, optErr)
 }

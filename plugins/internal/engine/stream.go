@@ -9,6 +9,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/log"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
 	"github.com/starlight-delta/starlight/plugins/internal/objects"
@@ -83,7 +84,6 @@ func (e *Engine) store(b *delta.Bundle, p *pending, m *meter) (err error) {
 			err = errors.Join(err, w.Close())
 		}
 	}()
-	var done []toc.Digest
 	for seen := b.WireBytes(); ; {
 		f, err := b.Next()
 		now := b.WireBytes()
@@ -97,34 +97,70 @@ func (e *Engine) store(b *delta.Bundle, p *pending, m *meter) (err error) {
 		case f.Type != wire.FrameData:
 			continue // the end
 		}
-		done = done[:0]
-		contents := f.Data.Contents
-		for _, piece := range f.Data.Index {
-			whole, err := e.piece(p, open, piece, contents[:piece.Length])
-			if err != nil {
-				return err
-			}
-			if whole {
-				done = append(done, p.list[piece.Object].Digest)
-			}
-			contents = contents[piece.Length:]
+		if err := e.storeFrame(p, open, f.Data); err != nil {
+			return err
 		}
-		e.arrived(done...)
 	}
 }
 
-// piece stores one piece and tells whether its object is whole now.
-func (e *Engine) piece(p *pending, open map[uint32]*objects.Writer, piece wire.Piece, b []byte) (bool, error) {
-	if piece.Kind != wire.KindPlain || int(piece.Object) >= len(p.list) {
-		return false, fmt.Errorf("entry of kind %d for object %d of %d: %w", piece.Kind, piece.Object, len(p.list), toc.ErrInvalid)
+// writers is how many goroutines write the small objects of a frame: most of the
+// time goes into making files.
+const writers = 4
+
+// storeFrame stores what a data frame brings.
+func (e *Engine) storeFrame(p *pending, open map[uint32]*objects.Writer, d *wire.Data) error {
+	type part struct {
+		o toc.Object
+		b []byte
 	}
-	o := p.list[piece.Object]
-	if o.Size <= toc.PieceSize {
-		if piece.Piece != 0 {
-			return false, fmt.Errorf("piece %d of object %s of %d bytes: %w", piece.Piece, o.Digest, o.Size, toc.ErrInvalid)
+	var small []part
+	done := make([]toc.Digest, 0, len(d.Index))
+	contents := d.Contents
+	for _, piece := range d.Index {
+		b := contents[:piece.Length]
+		contents = contents[piece.Length:]
+		if piece.Kind != wire.KindPlain || int(piece.Object) >= len(p.list) {
+			return fmt.Errorf("entry of kind %d for object %d of %d: %w", piece.Kind, piece.Object, len(p.list), toc.ErrInvalid)
 		}
-		return true, e.objects.Put(o, b)
+		o := p.list[piece.Object]
+		if o.Size <= toc.PieceSize {
+			if piece.Piece != 0 {
+				return fmt.Errorf("piece %d of object %s of %d bytes: %w", piece.Piece, o.Digest, o.Size, toc.ErrInvalid)
+			}
+			small = append(small, part{o, b})
+			continue
+		}
+		whole, err := e.piece(o, open, piece, b)
+		if err != nil {
+			return err
+		}
+		if whole {
+			done = append(done, o.Digest)
+		}
 	}
+	var g errgroup.Group
+	for i := range min(writers, len(small)) {
+		g.Go(func() error {
+			for j := i; j < len(small); j += writers {
+				if err := e.objects.Put(small[j].o, small[j].b); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	for _, s := range small {
+		if err == nil || e.objects.Has(s.o.Digest) {
+			done = append(done, s.o.Digest)
+		}
+	}
+	e.arrived(done...)
+	return err
+}
+
+// piece stores a piece of a large object and tells whether that is whole now.
+func (e *Engine) piece(o toc.Object, open map[uint32]*objects.Writer, piece wire.Piece, b []byte) (bool, error) {
 	w := open[piece.Object]
 	if w == nil {
 		if e.objects.Has(o.Digest) {

@@ -8,9 +8,9 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/wire"
 )
 
-// ahead is the number of frames that exist at once: one is written, one waits,
-// one is made. It bounds the memory of a stream to a few MiB.
-const ahead = 3
+// ahead is the number of frames that exist at once: one is written, one is made.
+// It bounds the memory of a stream, and what urgent objects have to wait for.
+const ahead = 2
 
 // Steer is how others change a stream under way.
 type Steer struct {
@@ -33,7 +33,7 @@ type Steer struct {
 // returns; nothing of it runs on after that.
 func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Packs, steer Steer) error {
 	g, ctx := errgroup.WithContext(ctx)
-	ready := make(chan *frame, 1)
+	ready := make(chan *frame)
 	spare := make(chan *frame, ahead)
 	for range ahead {
 		spare <- new(frame)

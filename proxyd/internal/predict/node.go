@@ -14,8 +14,15 @@ var importPattern = regexp.MustCompile(
 		"|\\b(?:import|export)\\b[^'\"`;()]*?\\bfrom\\s*['\"]([^'\"\\n]+)['\"]" +
 		"|(?:^|[;\\n])\\s*import\\s*['\"]([^'\"\\n]+)['\"]")
 
+// nodeStart is what Debian's Node.js has outside of its binary, and loads at each start.
+var nodeStart = []string{
+	"/usr/share/nodejs/cjs-module-lexer/lexer.js", "/usr/share/nodejs/cjs-module-lexer/dist/lexer.js",
+	"/usr/share/nodejs/undici/undici-fetch.js", "/usr/share/nodejs/acorn/dist/acorn.js", "/usr/share/nodejs/acorn-walk/dist/walk.js",
+}
+
 // node follows "node [options] script".
 func (p *predictor) node(argv []string, dir string, depth int) {
+	p.addAll(nodeStart...)
 	for i := 1; i < len(argv); i++ {
 		arg := argv[i]
 		switch {

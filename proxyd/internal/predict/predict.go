@@ -26,6 +26,8 @@ type Entry struct {
 	// Object is the index in the image's object list, or NoObject.
 	Object int
 	Size   int64
+	// Mtime in seconds since 1970: compiled Python code names that of its source.
+	Mtime int64
 }
 
 // Config is what of an image's config matters for a start.
@@ -106,17 +108,45 @@ func (p *predictor) start() {
 	// runc looks the user up before it starts anything.
 	p.addAll("/etc/passwd", "/etc/group")
 	argv := append(append([]string{}, p.cfg.Entrypoint...), p.cfg.Cmd...)
+	p.early()
 	p.command(argv, p.workDir(), 0)
-	p.addAll("/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/hosts", "/etc/host.conf",
-		"/etc/gai.conf", "/etc/localtime", "/etc/timezone", "/etc/environment", "/etc/os-release",
-		"/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
 	for _, lib := range []string{"libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"} {
 		if n := p.findLibrary(lib, p.searchDirs(nil, nil, 0), 0); n != nil {
 			p.add(n)
 		}
 	}
-	p.addAll("/etc/ssl/openssl.cnf", "/usr/lib/ssl/openssl.cnf", "/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem",
-		"/etc/pki/tls/certs/ca-bundle.crt", "/usr/lib/locale/C.utf8/LC_CTYPE", "/usr/lib/locale/locale-archive")
+	p.addAll("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt",
+		"/usr/lib/locale/locale-archive", "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
+}
+
+// early adds small files that C libraries and runtimes read at their start,
+// whatever the program is. Each would cost a round trip.
+func (p *predictor) early() {
+	p.addAll("/etc/ld.so.preload", "/etc/ld.so.cache", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/hosts", "/etc/host.conf",
+		"/etc/gai.conf", "/etc/localtime", "/etc/timezone", "/usr/share/zoneinfo/UTC", "/etc/environment", "/etc/os-release",
+		"/etc/ssl/openssl.cnf", "/usr/lib/ssl/openssl.cnf")
+	for _, dir := range []string{"/usr/lib/locale/C.utf8", "/usr/lib/locale/C.UTF-8"} {
+		p.addDir(dir, 1<<20)
+	}
+	for _, dir := range []string{"x86_64-linux-gnu", "aarch64-linux-gnu", "../lib64"} {
+		p.addAll(path.Join("/usr/lib", dir, "gconv/gconv-modules.cache"))
+	}
+}
+
+// addDir adds the files of a directory and those below it, if all are small.
+func (p *predictor) addDir(dir string, limit int64) {
+	d := p.view.dir(dir)
+	if d == nil {
+		return
+	}
+	for _, name := range d.children {
+		child := dir + "/" + name
+		if n := p.view.file(child); n != nil && n.size <= limit {
+			p.add(n)
+		} else if p.view.dir(child) != nil && strings.Count(child, "/") < 8 {
+			p.addDir(child, limit)
+		}
+	}
 }
 
 func (p *predictor) workDir() string {
@@ -246,6 +276,15 @@ func (p *predictor) rest() {
 // ownPrefixes are the directories that belong to the programs by convention.
 func (p *predictor) ownPrefixes() []string {
 	own := make([]string, 0, len(p.own)+6*len(p.names))
+	// What an image puts in front of the usual PATH is what it is for.
+	for dir := range strings.SplitSeq(p.env["PATH"], ":") {
+		dir = strings.TrimSuffix(path.Clean("/"+dir), "/bin")
+		switch dir {
+		case "/", "", "/usr", "/usr/local", "/sbin", "/usr/sbin", "/usr/local/sbin", "/usr/games":
+		default:
+			own = append(own, strings.TrimPrefix(dir, "/")+"/")
+		}
+	}
 	for _, dir := range p.own {
 		own = append(own, strings.Trim(dir, "/")+"/")
 	}
@@ -276,7 +315,7 @@ var (
 		".a", ".la", ".h", ".hpp", ".md", ".map", ".ts", ".tsx", ".flow", ".rst", ".html", ".pyi", ".gz", ".1", ".3",
 		".8", ".c", ".cc", ".markdown", ".coffee", ".pc", ".mo", ".po", ".pdf",
 	}
-	coldPrefixes = []string{"var/lib/dpkg/", "var/lib/apt/", "lib/apk/", "var/cache/", "usr/share/zoneinfo/", "usr/share/perl", "boot/", "var/log/"}
+	coldPrefixes = []string{"var/lib/dpkg/", "var/lib/apt/", "lib/apk/", "var/cache/", "usr/share/perl", "boot/", "var/log/"}
 )
 
 // cold tells whether a running program hardly ever opens a file of this name.

@@ -1,6 +1,7 @@
 package predict
 
 import (
+	"encoding/binary"
 	"path"
 	"regexp"
 	"strings"
@@ -23,6 +24,15 @@ var pythonImport = regexp.MustCompile(`(?m)^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+
 func (p *predictor) python(name string, n *node, argv []string, dir string, depth int) {
 	paths := p.pythonPaths(name, n)
 	p.addAll(path.Join(path.Dir(path.Dir(name)), "pyvenv.cfg"))
+	for _, root := range paths {
+		if d := p.view.dir(root); d != nil {
+			for _, c := range d.children {
+				if strings.HasSuffix(c, ".pth") { // site reads them all
+					p.add(p.view.file("/" + d.path + "/" + c))
+				}
+			}
+		}
+	}
 	for _, m := range pythonStart {
 		p.pyModule(m, paths, depth+1)
 	}
@@ -160,9 +170,9 @@ func (p *predictor) pyLoad(source *node, parent string, isPackage bool, name str
 		}
 		return
 	}
-	if code := p.compiled(source); code != nil {
-		p.add(code)
-	} else {
+	code := p.compiled(source)
+	p.add(code)
+	if !p.fresh(code, source) {
 		p.add(source)
 	}
 	context := parent
@@ -185,6 +195,27 @@ func (p *predictor) compiled(source *node) *node {
 		}
 	}
 	return nil
+}
+
+// fresh tells whether Python runs compiled code without a look into its source:
+// if it is not checked, or names the time and the size of the source (PEP 552).
+func (p *predictor) fresh(code, source *node) bool {
+	var hdr [16]byte
+	if code == nil {
+		return false
+	}
+	if n, _ := p.readAt(code, hdr[:], 0); n < len(hdr) {
+		return false
+	}
+	switch binary.LittleEndian.Uint32(hdr[4:]) {
+	case 0:
+		return binary.LittleEndian.Uint32(hdr[8:]) == uint32(source.mtime) && //nolint:gosec // as Python does
+			binary.LittleEndian.Uint32(hdr[12:]) == uint32(source.size) //nolint:gosec // as Python does
+	case 1:
+		return true // by hash, unchecked
+	default:
+		return false
+	}
 }
 
 // pySource follows the import statements of a source text whose relative

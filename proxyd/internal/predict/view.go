@@ -16,6 +16,7 @@ type node struct {
 	link     string
 	object   int
 	size     int64
+	mtime    int64
 	children []string // base names, sorted
 }
 
@@ -31,7 +32,7 @@ func newView(entries []Entry) *view {
 	all := make([]node, len(entries))
 	for i, e := range entries {
 		n := &all[i]
-		*n = node{path: e.Path, typ: e.Type, mode: e.Mode, link: e.Link, object: e.Object, size: e.Size}
+		*n = node{path: e.Path, typ: e.Type, mode: e.Mode, link: e.Link, object: e.Object, size: e.Size, mtime: e.Mtime}
 		if e.Type != toc.TypeReg {
 			n.object = NoObject
 		}

@@ -23,7 +23,7 @@ const orderStatic = "static"
 
 // orderVersion is the first byte of a stored order. It changes with the
 // predictor, so that orders of an older one are computed again.
-const orderVersion = 2
+const orderVersion = 3
 
 // order returns the order of sending: the stored one, or the predicted one,
 // which is stored.
@@ -83,7 +83,7 @@ func (l *library) predict(ctx context.Context, im *image, img *registry.Image, t
 	}
 	var entries []predict.Entry
 	if err := tree.Walk(func(path string, n *toc.Node) error {
-		e := predict.Entry{Path: path, Type: n.Type, Mode: n.Mode, Link: n.Link, Object: predict.NoObject, Size: n.Size}
+		e := predict.Entry{Path: path, Type: n.Type, Mode: n.Mode, Link: n.Link, Object: predict.NoObject, Size: n.Size, Mtime: n.MtimeSec}
 		if n.Type == toc.TypeReg && n.Size > 0 {
 			if id, ok := im.delta.Index(n.Object); ok {
 				e.Object = int(id)
