@@ -1,6 +1,7 @@
 package predict
 
 import (
+	"bytes"
 	"encoding/binary"
 	"path"
 	"regexp"
@@ -57,10 +58,42 @@ func (p *predictor) python(name string, n *node, argv []string, dir string, dept
 			if script != nil {
 				p.add(script)
 				here := append([]string{"/" + parentOf(script.path)}, paths...)
-				p.pySource(p.script(script), "", here, depth+1)
+				text := p.script(script)
+				p.pySource(text, "", here, depth+1)
+				p.entryPoints(text, here, depth)
 				p.pyArguments(argv[i+1:], dir, append([]string{dir}, here...), depth)
 			}
 			return
+		}
+	}
+}
+
+// entryPointScript finds the distribution that a generated script looks up at run time.
+var entryPointScript = regexp.MustCompile(`['"]([\w.-]+)==[^'"]*['"]`)
+
+// entryPoints follows scripts that setuptools made for a distribution.
+func (p *predictor) entryPoints(script []byte, paths []string, depth int) {
+	m := entryPointScript.FindSubmatch(script)
+	if m == nil || !bytes.Contains(script, []byte("console_scripts")) {
+		return
+	}
+	for _, root := range paths {
+		d := p.view.dir(root)
+		if d == nil {
+			continue
+		}
+		for _, c := range d.children {
+			if !strings.HasPrefix(c, string(m[1])+"-") || !strings.HasSuffix(c, "-info") {
+				continue
+			}
+			dir := "/" + d.path + "/" + c
+			p.addAll(dir+"/METADATA", dir+"/PKG-INFO", dir+"/entry_points.txt")
+			for line := range strings.Lines(string(p.script(p.view.file(dir + "/entry_points.txt")))) {
+				if _, target, ok := strings.Cut(line, "="); ok {
+					module, _, _ := strings.Cut(strings.TrimSpace(target), ":")
+					p.pyModule(module, paths, depth+1)
+				}
+			}
 		}
 	}
 }
