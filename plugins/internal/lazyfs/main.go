@@ -56,6 +56,7 @@ func Main(args []string) int {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(48 << 20)
 	debug.FreeOSMemory()
+	dropText()
 	// Who stops containerd by its terminal or its session does not stop containers.
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT)
 
