@@ -242,8 +242,8 @@ func (p *predictor) fresh(code, source *node) bool {
 	}
 	switch binary.LittleEndian.Uint32(hdr[4:]) {
 	case 0:
-		return binary.LittleEndian.Uint32(hdr[8:]) == uint32(source.mtime) && //nolint:gosec // as Python does
-			binary.LittleEndian.Uint32(hdr[12:]) == uint32(source.size) //nolint:gosec // as Python does
+		return binary.LittleEndian.Uint32(hdr[8:]) == uint32(source.mtime) &&
+			binary.LittleEndian.Uint32(hdr[12:]) == uint32(source.size)
 	case 1:
 		return true // by hash, unchecked
 	default:
