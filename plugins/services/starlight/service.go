@@ -31,14 +31,25 @@ type Engine interface {
 
 var _ Engine = (*engine.Engine)(nil)
 
+// Images tells whether a namespace has an image of a name. The engine remembers
+// what was pulled, but not that it was removed.
+type Images interface {
+	Has(ctx context.Context, namespace, name string) (bool, error)
+}
+
+// settling is how long after the start of its pull an image may not be in the
+// image store yet, and is shown nevertheless.
+const settling = time.Minute
+
 // Service implements the API over an Engine.
 type Service struct {
 	api.UnimplementedStarlightServer
 	engine Engine
+	images Images
 }
 
-// New returns the service over e.
-func New(e Engine) *Service { return &Service{engine: e} }
+// New returns the service over e, which leaves out what is not in images any more.
+func New(e Engine, images Images) *Service { return &Service{engine: e, images: images} }
 
 // Register adds the service to containerd's gRPC server.
 func (s *Service) Register(server *grpc.Server) error {
@@ -47,9 +58,13 @@ func (s *Service) Register(server *grpc.Server) error {
 }
 
 // Status implements api.StarlightServer.
-func (s *Service) Status(_ context.Context, r *api.StatusRequest) (*api.StatusResponse, error) {
+func (s *Service) Status(ctx context.Context, r *api.StatusRequest) (*api.StatusResponse, error) {
 	var resp api.StatusResponse
-	for _, st := range s.images(r.GetNamespace(), r.GetRef()) {
+	all, err := s.present(ctx, r.GetNamespace(), r.GetRef())
+	if err != nil {
+		return nil, errgrpc.ToGRPC(err)
+	}
+	for _, st := range all {
 		resp.Images = append(resp.Images, image(st))
 	}
 	if r.GetRef() != "" && len(resp.Images) == 0 {
@@ -63,10 +78,14 @@ func (s *Service) Wait(r *api.WaitRequest, stream grpc.ServerStreamingServer[api
 	if r.GetRef() == "" {
 		return errgrpc.ToGRPC(fmt.Errorf("wait needs a reference: %w", errdefs.ErrInvalidArgument))
 	}
-	if len(s.images(r.GetNamespace(), r.GetRef())) == 0 {
+	all, err := s.present(stream.Context(), r.GetNamespace(), r.GetRef())
+	if err != nil {
+		return errgrpc.ToGRPC(err)
+	}
+	if len(all) == 0 {
 		return errgrpc.ToGRPC(unknown(r.GetRef()))
 	}
-	err := s.engine.Wait(stream.Context(), r.GetRef(), func(st engine.ImageStatus) error {
+	err = s.engine.Wait(stream.Context(), r.GetRef(), func(st engine.ImageStatus) error {
 		if ns := r.GetNamespace(); ns != "" && ns != st.Namespace {
 			return nil // the same contents: they become complete together
 		}
@@ -104,17 +123,28 @@ func (s *Service) Version(context.Context, *api.VersionRequest) (*api.VersionRes
 }
 
 // images lists by namespace and reference; "" matches all.
-func (s *Service) images(namespace, ref string) []engine.ImageStatus {
-	all := slices.DeleteFunc(s.engine.Status(ref), func(st engine.ImageStatus) bool {
-		return namespace != "" && st.Namespace != namespace
-	})
-	slices.SortStableFunc(all, func(a, b engine.ImageStatus) int {
+// present lists what the engine knows of the images that are there.
+func (s *Service) present(ctx context.Context, namespace, ref string) ([]engine.ImageStatus, error) {
+	var out []engine.ImageStatus
+	for _, st := range s.engine.Status(ref) {
+		if namespace != "" && st.Namespace != namespace {
+			continue
+		}
+		has, err := s.images.Has(ctx, st.Namespace, st.Ref)
+		if err != nil {
+			return nil, err
+		}
+		if has || time.Since(st.Pulled) < settling {
+			out = append(out, st)
+		}
+	}
+	slices.SortStableFunc(out, func(a, b engine.ImageStatus) int {
 		if c := strings.Compare(a.Namespace, b.Namespace); c != 0 {
 			return c
 		}
 		return strings.Compare(a.Ref, b.Ref)
 	})
-	return all
+	return out, nil
 }
 
 func unknown(ref string) error {

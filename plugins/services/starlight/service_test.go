@@ -31,7 +31,10 @@ type fake struct {
 	images  []engine.ImageStatus
 	reports []engine.ImageStatus
 	err     error
+	removed string // reference of an image that is in images no more
 }
+
+func (f *fake) Has(_ context.Context, _, name string) (bool, error) { return name != f.removed, nil }
 
 func (f *fake) Status(ref string) []engine.ImageStatus {
 	var out []engine.ImageStatus
@@ -69,7 +72,7 @@ func dial(t *testing.T, f *fake) api.StarlightClient {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	if err := service.New(f).Register(server); err != nil {
+	if err := service.New(f, f).Register(server); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
@@ -105,7 +108,8 @@ func TestStatus(t *testing.T) {
 	plain := engine.ImageStatus{Namespace: "k8s.io", Ref: "registry.example/b:1", Mode: engine.ModePlain, Reason: "no proxy"}
 	plainAPI := &api.Image{Namespace: "k8s.io", Ref: "registry.example/b:1", Mode: api.Mode_MODE_PLAIN, Reason: "no proxy",
 		ReadyAfter: durationpb.New(0), DoneAfter: durationpb.New(0)}
-	c := dial(t, &fake{images: []engine.ImageStatus{plain, full}})
+	removed := engine.ImageStatus{Namespace: "default", Ref: "registry.example/removed:1", Mode: engine.ModePlain}
+	c := dial(t, &fake{images: []engine.ImageStatus{plain, removed, full}, removed: removed.Ref})
 	tests := []struct {
 		name string
 		req  *api.StatusRequest
@@ -127,7 +131,7 @@ func TestStatus(t *testing.T) {
 			}
 		})
 	}
-	for _, req := range []*api.StatusRequest{{Ref: "nope"}, {Ref: full.Ref, Namespace: "k8s.io"}} {
+	for _, req := range []*api.StatusRequest{{Ref: "nope"}, {Ref: removed.Ref}, {Ref: full.Ref, Namespace: "k8s.io"}} {
 		if _, err := c.Status(t.Context(), req); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 			t.Errorf("%v: got %v, want not found", req, err)
 		}

@@ -2,8 +2,12 @@
 package plugin
 
 import (
+	"context"
 	"fmt"
 
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/metadata"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/plugin"
@@ -17,7 +21,7 @@ func init() {
 	registry.Register(&plugin.Registration{
 		Type:     plugins.GRPCPlugin,
 		ID:       starlight.ServiceID,
-		Requires: []plugin.Type{starlight.EnginePlugin},
+		Requires: []plugin.Type{starlight.EnginePlugin, plugins.MetadataPlugin},
 		InitFn:   initService,
 	})
 }
@@ -31,5 +35,25 @@ func initService(ic *plugin.InitContext) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("engine is a %T: %w", p, errdefs.ErrInternal)
 	}
-	return service.New(e), nil
+	m, err := ic.GetSingle(plugins.MetadataPlugin)
+	if err != nil {
+		return nil, err
+	}
+	db, ok := m.(*metadata.DB)
+	if !ok {
+		return nil, fmt.Errorf("metadata is a %T: %w", m, errdefs.ErrInternal)
+	}
+	return service.New(e, imageStore{metadata.NewImageStore(db)}), nil
+}
+
+// imageStore is containerd's, across namespaces.
+type imageStore struct{ images.Store }
+
+// Has implements service.Images.
+func (s imageStore) Has(ctx context.Context, namespace, name string) (bool, error) {
+	_, err := s.Get(namespaces.WithNamespace(ctx, namespace), name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
