@@ -104,6 +104,11 @@ func (b *bench) inSite(ctx context.Context, f func(context.Context, *site) error
 	if err != nil {
 		return err
 	}
+	if b.logs != "" {
+		defer func() {
+			err = errors.Join(err, os.WriteFile(filepath.Join(b.logs, "proxyd.log"), []byte(p.Log.String()), 0o600))
+		}()
+	}
 	return f(ctx, &site{w, sandbox.NodeConfig{Name: "starlight", Binaries: b.bin, Proxies: []string{p.Address}}})
 }
 
