@@ -24,6 +24,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
 	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
 	"github.com/starlight-delta/starlight/plugins/internal/objects"
 	"github.com/starlight-delta/starlight/proxyd/wire"
@@ -89,7 +90,8 @@ type Engine struct {
 }
 
 // Open starts the engine: it loads the state, resumes what is incomplete and
-// starts the lazy file system. The background work logs to ctx's logger, but does
+// starts the lazy file system. errdefs.ErrNotImplemented: there are proxies, but the
+// kernel cannot mount what they bring. The background work logs to ctx's logger, but does
 // not end with ctx: Close ends everything but the mounts.
 func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	e := &Engine{
@@ -109,6 +111,11 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	for dir, mode := range map[string]os.FileMode{c.Root: 0o711, e.tocDir(): 0o700, e.treeDir(): 0o700, e.mountDir(): 0o700, e.lazyState(): 0o700} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return nil, err
+		}
+	}
+	if len(c.Proxies) > 0 {
+		if err := erofsimg.CanMount(e.mountDir()); err != nil {
+			return nil, fmt.Errorf("this kernel or file system cannot mount lazy images (Linux 6.5 with EROFS and overlayfs is needed): %w: %w", err, errdefs.ErrNotImplemented)
 		}
 	}
 	if e.objects, err = objects.Open(c.Root); err != nil {
