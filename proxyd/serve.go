@@ -63,7 +63,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		UserAgent: "starlight-proxyd/" + version,
 		Documents: store,
 		CacheTTL:  cacheTTL(cfg),
-		Transport: metrics.Transport(http.DefaultTransport),
+		Observe:   metrics.Transport,
 	})
 	ingester := ingest.New(ingest.Config{ //nolint:contextcheck // an ingest outlives the request that began it; Close ends it
 		Source: metrics.Source(client), Meta: store, Blobs: blobs, Parallel: cfg.Limits.IngestParallel,

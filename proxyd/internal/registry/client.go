@@ -58,8 +58,8 @@ type Config struct {
 	// same reference, platform and credentials, and how long the tokens that the
 	// credentials got are kept; 0 means 30 seconds, negative not at all.
 	CacheTTL time.Duration
-	// Transport, if not nil, takes the place of a clone of http.DefaultTransport.
-	Transport http.RoundTripper
+	// Observe, if not nil, wraps the transport of all requests.
+	Observe func(http.RoundTripper) http.RoundTripper
 }
 
 // Client asks registries. It is safe for concurrent use.
@@ -86,18 +86,19 @@ func New(cfg Config) *Client {
 	if cfg.CacheTTL == 0 {
 		cfg.CacheTTL = defaultCacheTTL
 	}
-	if cfg.Transport == nil {
-		t := http.DefaultTransport.(*http.Transport).Clone()
-		t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
-		t.MaxIdleConnsPerHost = 16
-		t.ResponseHeaderTimeout = headerTimeout
-		cfg.Transport = t
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.DialContext = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	t.MaxIdleConnsPerHost = 16
+	t.ResponseHeaderTimeout = headerTimeout
+	var transport http.RoundTripper = t
+	if cfg.Observe != nil {
+		transport = cfg.Observe(t)
 	}
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails
 	return &Client{
 		cfg:     cfg,
-		http:    &http.Client{Transport: retry.NewTransport(cfg.Transport)},
+		http:    &http.Client{Transport: retry.NewTransport(transport)},
 		key:     key,
 		images:  expiring[imageKey, *Image]{ttl: cfg.CacheTTL},
 		clients: expiring[clientKey, *auth.Client]{ttl: cfg.CacheTTL},

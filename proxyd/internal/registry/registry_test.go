@@ -29,11 +29,19 @@ var (
 )
 
 // counter counts requests.
-type counter struct{ n atomic.Int64 }
+type counter struct {
+	n    atomic.Int64
+	next http.RoundTripper
+}
 
 func (c *counter) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.n.Add(1)
-	return http.DefaultTransport.RoundTrip(r)
+	return c.next.RoundTrip(r)
+}
+
+func (c *counter) observe(next http.RoundTripper) http.RoundTripper {
+	c.next = next
+	return c
 }
 
 func client(t *testing.T, cfg registry.Config) *registry.Client {
@@ -125,7 +133,7 @@ func TestImageAsksOnce(t *testing.T) {
 	r := registrytest.Start(t)
 	r.Tag(t, "a", "v1", r.Index(t, "a", r.Image(t, "a", "amd64", layer)))
 	n := &counter{}
-	c := client(t, registry.Config{Transport: n, CacheTTL: -1})
+	c := client(t, registry.Config{Observe: n.observe, CacheTTL: -1})
 	for i, want := range []int64{4, 1, 1} { // HEAD, index, manifest, config
 		n.n.Store(0)
 		if _, err := c.Image(t.Context(), r.Host+"/a:v1", amd64, nil); err != nil {
