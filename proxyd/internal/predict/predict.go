@@ -110,6 +110,7 @@ func (p *predictor) start() {
 	argv := append(append([]string{}, p.cfg.Entrypoint...), p.cfg.Cmd...)
 	p.early()
 	p.command(argv, p.workDir(), 0)
+	p.plugins()
 	for _, lib := range []string{"libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"} {
 		if n := p.findLibrary(lib, p.searchDirs(nil, nil, 0), 0); n != nil {
 			p.add(n)
@@ -130,6 +131,49 @@ func (p *predictor) early() {
 	}
 	for _, dir := range []string{"x86_64-linux-gnu", "aarch64-linux-gnu", "../lib64"} {
 		p.addAll(path.Join("/usr/lib", dir, "gconv/gconv-modules.cache"))
+	}
+}
+
+// maxPlugins bounds the libraries that plugins follows.
+const maxPlugins = 128
+
+// plugins adds the shared objects in the directories of the programs, such as the
+// modules of nginx, with their libraries: programs load them by names that stand in
+// configuration files. The scripts of official images' entrypoints are added too.
+func (p *predictor) plugins() {
+	p.addDir("/docker-entrypoint.d", 1<<20)
+	left := maxPlugins
+	for _, name := range p.names {
+		if strings.HasPrefix(name, "python") {
+			continue // its modules are found by their imports
+		}
+		p.addDir("/etc/"+name, 64<<10)
+		for _, lib := range []string{"/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/lib"} {
+			p.loadDir(path.Join(lib, name), &left, 0)
+		}
+	}
+}
+
+// loadDir loads the shared objects of a directory and of those below it.
+func (p *predictor) loadDir(dir string, left *int, depth int) {
+	d := p.view.dir(dir)
+	if d == nil || depth > 3 {
+		return
+	}
+	for _, name := range d.children {
+		child := path.Join(dir, name)
+		if p.view.dir(child) != nil {
+			p.loadDir(child, left, depth+1)
+			continue
+		}
+		n := p.view.file(child)
+		if n == nil || *left == 0 || !strings.HasSuffix(name, ".so") {
+			continue
+		}
+		*left--
+		if info, err := p.parse(n); err == nil {
+			p.load(n, info)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -249,6 +250,40 @@ func BenchmarkOrder(b *testing.B) {
 	for b.Loop() {
 		if _, err := Order(b.Context(), tr.entries, Config{Cmd: []string{"ls"}}, tr, DefaultLimits()); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// TestModulesOfAProgram: what configuration files make a program load comes with
+// its libraries, before the files that nothing speaks for.
+func TestModulesOfAProgram(t *testing.T) {
+	dir := t.TempDir()
+	compile := func(name, src string, args ...string) []byte {
+		t.Helper()
+		cmd := exec.Command("gcc", append([]string{"-shared", "-fPIC", "-nostdlib", "-o", name, "-Wl,-soname," + name, "-x", "c", "-", "-x", "none"}, args...)...)
+		cmd.Dir = dir
+		cmd.Stdin = strings.NewReader(src)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("gcc: %v: %s", err, out)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	dep := compile("libdep.so", "int dep(void) { return 1; }")
+	mod := compile("mod.so", "int dep(void); int mod(void) { return dep(); }", "libdep.so")
+	tr := newTree(map[string]string{
+		"usr/sbin/served*": "no ELF, but a program", "etc/served/served.conf": "load mod", "aaa/other": "x", "docker-entrypoint.d/10-a.sh": "x=1",
+	})
+	tr.file("usr/lib/served/modules/mod.so", mod, 0o644)
+	tr.file("usr/lib/libdep.so", dep, 0o644)
+	got := tr.paths(t, Config{Cmd: []string{"/usr/sbin/served"}})
+	last := slices.Index(got, "aaa/other")
+	for _, want := range []string{"etc/served/served.conf", "usr/lib/served/modules/mod.so", "usr/lib/libdep.so", "docker-entrypoint.d/10-a.sh"} {
+		if i := slices.Index(got, want); i < 0 || i > last {
+			t.Errorf("%s comes at %d, after what nothing speaks for (%d): %v", want, i, last, got)
 		}
 	}
 }
