@@ -118,6 +118,9 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 	e.mu.Lock()
 	if s.img.rec.Complete {
 		rec.Done = rec.Ready
+		if m.Header.Objects > 0 { // all of them have come already
+			rec.WireBytes += s.img.meter.total.Load()
+		}
 	}
 	e.refs[key] = &ref{rec, s.img}
 	e.mu.Unlock()
@@ -125,7 +128,11 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 		"ref": r.Ref, "mode": ModeDelta, "proxy": s.proxy.Address, "roundtrips": s.turns, "bytes": s.header,
 		"objects": m.Header.Objects, "total_objects": m.Header.TotalObjects, "duration": rec.Ready,
 	}).Info("image metadata pulled")
-	return p, e.state.putRef(key, rec)
+	if err := e.state.putRef(key, rec); err != nil {
+		p.Release()
+		return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, err)
+	}
+	return p, nil
 }
 
 // Blob returns the bytes of Target, Manifest or Config.
