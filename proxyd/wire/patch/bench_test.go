@@ -1,0 +1,144 @@
+package patch
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// BenchmarkPair makes and applies patches between the files of $PATCH_PAIRS
+// ("old:new old:new ..."), so that anyone can measure on what matters to them.
+func BenchmarkPair(b *testing.B) {
+	for pair := range strings.FieldsSeq(os.Getenv("PATCH_PAIRS")) {
+		from, to, _ := strings.Cut(pair, ":")
+		old, nw := open(b, from), open(b, to)
+		for _, m := range []struct {
+			name string
+			o    Options
+		}{
+			{"hd", Options{Method: HD}},
+			{"hd-strong", Options{Method: HD, Lazy: -1, Step: 4}},
+			{"rd", Options{Method: RD}},
+			{"rd-strong", Options{Method: RD, Lazy: -1, Step: 4, Passes: 3}},
+		} {
+			b.Run(filepath.Base(to)+"/"+m.name, func(b *testing.B) { benchPair(b, old, nw, m.o) })
+		}
+	}
+}
+
+func benchPair(b *testing.B, old, nw *os.File, o Options) {
+	oldSize, newSize := size(b, old), size(b, nw)
+	b.SetBytes(newSize)
+	var encode, decode time.Duration
+	var sent int
+	for b.Loop() {
+		start := time.Now()
+		p := makePatch(b, old, nw, oldSize, newSize, o)
+		encode += time.Since(start)
+		sent = compressed(b, p)
+		start = time.Now()
+		a, err := NewApplier(old, oldSize, newSize, p.head)
+		if err != nil {
+			b.Fatal(err)
+		}
+		var buf []byte
+		var sums [][32]byte
+		for i, s := range p.segments {
+			if buf, err = a.Apply(buf[:0], i, s); err != nil {
+				b.Fatal(err)
+			}
+			decode -= sumTime(buf, &sums)
+		}
+		decode += time.Since(start)
+		check := make([]byte, PieceSize)
+		for i := range sums {
+			n, err := nw.ReadAt(check, int64(i)*PieceSize)
+			if err != nil && err != io.EOF {
+				b.Fatal(err)
+			}
+			if sha256.Sum256(check[:n]) != sums[i] {
+				b.Fatalf("piece %d differs", i)
+			}
+		}
+	}
+	mb := float64(newSize) / 1e6 * float64(b.N)
+	b.ReportMetric(mb/encode.Seconds(), "enc-MB/s")
+	b.ReportMetric(mb/decode.Seconds(), "dec-MB/s")
+	b.ReportMetric(float64(sent), "bytes")
+	b.ReportMetric(float64(len(makePatch(b, old, nw, oldSize, newSize, o).head)), "head")
+}
+
+func sumTime(b []byte, sums *[][32]byte) time.Duration {
+	start := time.Now()
+	*sums = append(*sums, sha256.Sum256(b))
+	return time.Since(start)
+}
+
+type made struct {
+	head     []byte
+	segments [][]byte
+}
+
+func makePatch(t testing.TB, old, nw io.ReaderAt, oldSize, newSize int64, o Options) (p made) {
+	t.Helper()
+	err := Encode(t.Context(), old, nw, oldSize, newSize, o, func(piece int, s []byte) error {
+		if piece == Head {
+			p.head = bytes.Clone(s)
+			return nil
+		}
+		if piece != len(p.segments) {
+			t.Fatalf("piece %d comes after %d", piece, len(p.segments)-1)
+		}
+		p.segments = append(p.segments, bytes.Clone(s))
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// compressed returns what a patch takes on the wire: segments in frames of about a piece.
+func compressed(t testing.TB, p made) int {
+	t.Helper()
+	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderConcurrency(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := len(w.EncodeAll(p.head, nil))
+	var frame []byte
+	for i, s := range p.segments {
+		frame = append(frame, s...)
+		if len(frame) >= PieceSize || i == len(p.segments)-1 {
+			n += len(w.EncodeAll(frame, nil))
+			frame = frame[:0]
+		}
+	}
+	return n
+}
+
+func open(t testing.TB, name string) *os.File {
+	t.Helper()
+	f, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func size(t testing.TB, f *os.File) int64 {
+	t.Helper()
+	i, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return i.Size()
+}

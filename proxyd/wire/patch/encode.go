@@ -1,0 +1,152 @@
+package patch
+
+import (
+	"context"
+	"fmt"
+	"io"
+)
+
+// Method says how a patch is made.
+type Method uint8
+
+// The methods. RD falls back to HD for files that it is not for.
+const (
+	Auto Method = iota // RD for programs of at most AutoRD bytes
+	HD
+	RD
+)
+
+// AutoRD is the size up to which Auto spends the time for RD.
+const AutoRD = 32 << 20
+
+// Options say how much to spend on a patch. The zero Options make one at
+// once, while somebody waits.
+type Options struct {
+	Method Method
+	// Lazy is how many of 32 bytes must be equal to go on without looking for better;
+	// 0 is 20, and 24 for RD; negative is off: slower, smaller.
+	Lazy int
+	// Step is the distance of the places in the old file that are found; 0 is 8.
+	Step int
+	// Passes of RD: the map gets better with each; 0 is 2.
+	Passes int
+	// Memory bounds what is held of the old file and of its index, in bytes; 0 is 192
+	// MiB. Of files that are larger, less is found.
+	Memory int64
+}
+
+func (o *Options) fill() {
+	if o.Step <= 0 {
+		o.Step = 8
+	}
+	o.Passes = max(o.Passes, 2)
+	if o.Memory <= 0 {
+		o.Memory = 192 << 20
+	}
+}
+
+// Encode makes a patch from old to new. It calls emit with the head, if there is
+// one, as piece Head, and then with the segments of all pieces in order. emit must not
+// keep the slice.
+func Encode(ctx context.Context, old, nw io.ReaderAt, oldSize, newSize int64, o Options,
+	emit func(piece int, segment []byte) error) error {
+	if oldSize < 0 || oldSize > MaxSize || newSize < 0 || newSize > MaxSize {
+		return fmt.Errorf("objects of %d and %d bytes are not patched", oldSize, newSize)
+	}
+	o.fill()
+	e := &encoder{old: old, nw: nw, oldSize: oldSize, newSize: newSize, options: o}
+	reloc, err := e.relocation(ctx)
+	if err != nil {
+		return err
+	}
+	if reloc != nil {
+		if err := emit(Head, reloc.encode()); err != nil {
+			return err
+		}
+	}
+	var s builder
+	return e.run(ctx, reloc, func(d *differ, piece int, b []byte) error {
+		segment := s.segment(d.old, d.base, b, d.ops)
+		if d.old.err != nil {
+			return d.old.err
+		}
+		return emit(piece, segment)
+	})
+}
+
+type encoder struct {
+	old, nw          io.ReaderAt
+	oldSize, newSize int64
+	options          Options
+	relocates        bool
+}
+
+// run makes the ops of each piece, in order.
+func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ, piece int, b []byte) error) error {
+	const blockBits = 20
+	forIndex := min(e.options.Memory/4, 64<<20)
+	lazy := e.options.Lazy
+	switch {
+	case lazy != 0:
+	case e.relocates:
+		lazy = 24
+	default:
+		lazy = 20
+	}
+	d := &differ{lazy: lazy, old: newWindow(e.old, e.oldSize, blockBits, e.options.Memory-forIndex, reloc)}
+	var err error
+	if d.index, err = newIndex(ctx, d.old, int64(e.options.Step), forIndex); err != nil {
+		return err
+	}
+	buf := make([]byte, min(PieceSize, e.newSize))
+	for i := range pieces(e.newSize) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		b := buf[:pieceLen(e.newSize, i)]
+		if err := readFull(e.nw, b, int64(i)*PieceSize); err != nil {
+			return err
+		}
+		if err := d.piece(int64(i)*PieceSize, b); err != nil {
+			return err
+		}
+		if err := each(d, i, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// relocation finds out what moved where, nil if the method is HD.
+func (e *encoder) relocation(ctx context.Context) (*relocator, error) {
+	m := e.options.Method
+	if m == HD || m == Auto && e.newSize > AutoRD {
+		return nil, nil
+	}
+	o, err := readProgram(e.old, e.oldSize)
+	if err != nil || o == nil {
+		return nil, err
+	}
+	n, err := readProgram(e.nw, e.newSize)
+	if err != nil || n == nil || n.machine != o.machine {
+		return nil, err
+	}
+	e.relocates = true
+	var reloc *relocator
+	for range e.options.Passes - 1 {
+		m := &mapper{}
+		err := e.run(ctx, reloc, func(d *differ, _ int, _ []byte) error {
+			m.add(d.base, d.ops)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+		reloc = &relocator{machine: o.machine, olds: o.parts, news: n.parts, eh: o.eh, ehSize: o.ehSize, spans: m.spans()}
+		if !o.golang { // Go has neither, and much that looks like it
+			reloc.flags = flagJcc | flagTables
+		}
+		reloc.index(e.oldSize)
+	}
+	return reloc, nil
+}
