@@ -21,6 +21,10 @@ import (
 type chain struct {
 	id     digest.Digest
 	layers []*layer
+	parent *chain // without the uppermost layer; nil: has only one
+
+	// size and files of the objects that count for it. Engine.mu guards them.
+	size, files int64
 
 	mu sync.Mutex // held while the tree is built or mounted
 }
@@ -74,11 +78,7 @@ func (e *Engine) Lower(ctx context.Context, id digest.Digest) (Lower, error) {
 	if mounted, err := isEROFS(l.Metadata); mounted || err != nil {
 		return l, err
 	}
-	if _, err := os.Stat(e.treePath(id)); errors.Is(err, fs.ErrNotExist) {
-		if err := e.rebuild(ctx, c); err != nil {
-			return Lower{}, err
-		}
-	} else if err != nil {
+	if err := e.ensureTreeLocked(ctx, c); err != nil {
 		return Lower{}, err
 	}
 	if err := os.MkdirAll(l.Metadata, 0o700); err != nil {
@@ -125,20 +125,26 @@ func (e *Engine) build(c *chain, t *toc.Tree) error {
 	return e.writeTree(c, t, false)
 }
 
-// rebuild makes the tree of c from its TOCs. c.mu is held.
-func (e *Engine) rebuild(ctx context.Context, c *chain) error {
-	var tocs []*toc.TOC
-	for _, l := range c.layers {
-		t, err := e.readTOC(l.diffID)
-		if err != nil {
-			return fmt.Errorf("chain %s: %w", c.id, err)
-		}
-		tocs = append(tocs, t)
-	}
-	if err := ctx.Err(); err != nil {
+// ensureTree makes the tree of c if it is not there.
+func (e *Engine) ensureTree(ctx context.Context, c *chain) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return e.ensureTreeLocked(ctx, c)
+}
+
+func (e *Engine) ensureTreeLocked(ctx context.Context, c *chain) error {
+	if _, err := os.Stat(e.treePath(c.id)); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	t, err := toc.Merge(tocs...)
+	return e.rebuild(ctx, c)
+}
+
+// rebuild makes the tree of c from its TOCs. c.mu is held.
+func (e *Engine) rebuild(ctx context.Context, c *chain) error {
+	t, err := e.mergeTOCs(c.layers)
+	if err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return fmt.Errorf("chain %s: %w", c.id, err)
 	}
@@ -148,7 +154,7 @@ func (e *Engine) rebuild(ctx context.Context, c *chain) error {
 // writeTree writes the EROFS image of c. The tree of an incomplete image need not
 // be synced: it is made anew after a power cut.
 func (e *Engine) writeTree(c *chain, t *toc.Tree, sync bool) (err error) {
-	f, err := os.CreateTemp(e.treeDir(), ".tmp-*")
+	f, err := os.CreateTemp(e.treeDir(), tmpPattern)
 	if err != nil {
 		return err
 	}
@@ -166,40 +172,3 @@ func (e *Engine) writeTree(c *chain, t *toc.Tree, sync bool) (err error) {
 	}
 	return os.Rename(f.Name(), e.treePath(c.id))
 }
-
-// Usage is what the chain takes on the disk, without what parent (or "") takes:
-// bytes and inodes of local objects that are not in parent, and of its tree.
-func (e *Engine) Usage(_ context.Context, id, parent digest.Digest) (size, inodes int64, err error) {
-	e.mu.Lock()
-	c, below := e.chains[id], e.chains[parent]
-	e.mu.Unlock()
-	if c == nil {
-		return 0, 0, fmt.Errorf("chain %s: %w", id, errdefs.ErrNotFound)
-	}
-	seen := map[toc.Digest]bool{}
-	if below != nil {
-		for _, l := range below.layers {
-			for _, o := range l.objects {
-				seen[o.Digest] = true
-			}
-		}
-	}
-	for _, l := range c.layers {
-		for _, o := range l.objects {
-			if seen[o.Digest] || !e.objects.Has(o.Digest) {
-				continue
-			}
-			seen[o.Digest] = true
-			size += (o.Size + block - 1) / block * block
-			inodes++
-		}
-	}
-	if st, err := os.Stat(e.treePath(id)); err == nil {
-		size += st.Size()
-		inodes++
-	}
-	return size, inodes, nil
-}
-
-// block is the size in which file systems allocate.
-const block = 4096

@@ -158,15 +158,18 @@ func (e *Engine) demand(img *image, p *pending, object uint32, again bool) <-cha
 		return d.answered
 	}
 	d := &demand{make(chan struct{}), again}
-	if e.ctx.Err() != nil {
-		return d.answered // nobody will; the reader waits for the next engine
+	if q.running < maxDemands {
+		if e.ctx.Err() != nil {
+			return d.answered // nobody will; the reader waits for the next engine
+		}
+		if !e.run(img, func(ctx context.Context) { e.serve(ctx, img, p) }) {
+			close(d.answered) // the reader may find the object in another image
+			return d.answered
+		}
+		q.running++
 	}
 	q.wanted[object] = d
 	q.queue = append(q.queue, object)
-	if q.running < maxDemands {
-		q.running++
-		e.background(func(ctx context.Context) { e.serve(ctx, img, p) })
-	}
 	return d.answered
 }
 

@@ -87,6 +87,11 @@ type Engine struct {
 	claims map[toc.Digest]*stream // objects that a stream will bring
 	pins   map[digest.Digest]int  // chains of pulls that are not released
 	hooks  []func(context.Context, digest.Digest)
+
+	owners map[toc.Digest]share // of all objects of known images
+
+	collect   func(context.Context) error
+	collected collected
 }
 
 // Open starts the engine: it loads the state, resumes what is incomplete and
@@ -135,6 +140,7 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	if err != nil {
 		return nil, err
 	}
+	e.tidy(ctx)
 	if len(e.proxies) > 0 || len(incomplete) > 0 {
 		if _, err := e.startLazy(); err != nil {
 			return nil, err

@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -421,22 +420,6 @@ func TestReadFailsWhenEverySourceIsGone(t *testing.T) {
 	p.Close()
 	if _, err := os.ReadFile(filepath.Join(dir, "big")); !errors.Is(err, unix.EIO) {
 		t.Errorf("got %v, want EIO", err)
-	}
-}
-
-func TestUsageCountsWhatTheParentLacks(t *testing.T) {
-	p := newFakeProxy(t)
-	p.add(testRef, newTestImage(t, files{"a": "1"}, files{"b": string(bytes.Repeat([]byte("x"), 5000))}))
-	e := openEngine(t, t.TempDir(), p)
-	pull(t, e, testRef)
-	wait(t, e, testRef)
-	var chains []*chain
-	for _, img := range e.images {
-		chains = img.chains
-	}
-	size, inodes, err := e.Usage(t.Context(), chains[1].id, chains[0].id)
-	if tree, _ := os.Stat(e.treePath(chains[1].id)); err != nil || size != 8192+tree.Size() || inodes != 2 {
-		t.Errorf("got %d bytes, %d inodes, %v", size, inodes, err)
 	}
 }
 

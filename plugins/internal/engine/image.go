@@ -8,7 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +31,8 @@ type layer struct {
 	// complete is a latch: all objects are local. It holds while the layer is
 	// known, because Sweep spares the objects of known layers.
 	complete bool
+	// chain is the one whose disk usage the TOC is part of. Engine.mu guards it.
+	chain *chain
 }
 
 // image is an image by its manifest. Fields below pending are used while it is
@@ -43,9 +45,15 @@ type image struct {
 	source source
 	meter  meter
 
-	pending *pending // nil: complete
-	watched bool     // a supervisor runs
-	stop    context.CancelFunc
+	// ctx ends, by stop, when the image is removed, and with it all that works for
+	// it, for which work waits.
+	ctx  context.Context //nolint:containedctx // of all background work for the image
+	stop context.CancelFunc
+	work sync.WaitGroup
+	gone bool // nothing may begin any more
+
+	pending *pending      // nil: complete
+	watched bool          // a supervisor runs
 	changed chan struct{} // closed and replaced when waiting may have become pointless
 	main    *stream       // that brings the image now, or nil
 	failure error         // of the last stream
@@ -147,7 +155,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 		Objects: objects, Bytes: bytes, Pulled: time.Now(),
 	}
 	for i, l := range m.Header.Layers {
-		rec.Layers = append(rec.Layers, layerRecord{l.DiffID, m.ImageManifest.Layers[i]})
+		rec.Layers = append(rec.Layers, layerRecord{l.DiffID, l.TOC, m.ImageManifest.Layers[i]})
 	}
 	if p.objects > 0 {
 		if err := lazyfs.WriteIndex(e.indexPath(d), p.list); err != nil {
@@ -156,7 +164,10 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	}
 	e.mu.Lock()
 	known := e.images[d]
-	rec.Complete = known != nil && known.rec.Complete && p.objects == 0
+	if known != nil {
+		rec.Complete = known.rec.Complete && p.objects == 0
+		rec.Pulled = known.rec.Pulled // its age decides what counts for it
+	}
 	e.mu.Unlock()
 	if err := e.state.putImage(d, rec); err != nil {
 		return nil, err
@@ -165,6 +176,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	img := e.images[d]
 	if img == nil {
 		img = e.addImage(d, rec, layers)
+		e.own(img)
 	}
 	if img.source.registry == nil || src.registry != nil {
 		img.source = src
@@ -184,7 +196,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	top := img.top()
 	e.mu.Unlock()
 	if top != nil {
-		e.background(func(ctx context.Context) {
+		e.run(img, func(ctx context.Context) {
 			if err := e.build(top, tree); err != nil {
 				log.G(ctx).WithError(err).WithField("chain", top.id).Warn("tree not built ahead of its first use")
 			}
@@ -215,8 +227,9 @@ func (e *Engine) admitLayers(m *delta.Metadata) ([]*layer, []*toc.TOC, error) {
 			return nil, nil, fmt.Errorf("layer %s has gone meanwhile: %w", h.DiffID, fs.ErrNotExist)
 		case !sent:
 			var err error
-			if t, err = e.readTOC(h.DiffID); err != nil {
-				return nil, nil, err
+			if t, err = e.readTOC(l); err != nil {
+				// Ask again, as one who has it not.
+				return nil, nil, fmt.Errorf("%w: %w", delta.ErrOtherTOC, errors.Join(err, e.forgetLayer(l)))
 			}
 		}
 		layers, tocs = append(layers, l), append(tocs, t)
@@ -224,17 +237,18 @@ func (e *Engine) admitLayers(m *delta.Metadata) ([]*layer, []*toc.TOC, error) {
 	return layers, tocs, nil
 }
 
-func (e *Engine) readTOC(d toc.Digest) (*toc.TOC, error) {
-	b, err := os.ReadFile(e.tocPath(d))
+// readTOC reads the TOC of l, which is refused if it is not what was received.
+func (e *Engine) readTOC(l *layer) (*toc.TOC, error) {
+	b, err := os.ReadFile(e.tocPath(l.diffID))
 	if err != nil {
 		return nil, err
 	}
-	t, err := toc.Decode(b)
-	if err == nil && t.DiffID != d {
-		err = fmt.Errorf("is of layer %s: %w", t.DiffID, toc.ErrInvalid)
+	if sha256.Sum256(b) != l.encoded {
+		return nil, fmt.Errorf("TOC of layer %s has been damaged: %w", l.diffID, toc.ErrInvalid)
 	}
+	t, err := toc.Decode(b)
 	if err != nil {
-		return nil, fmt.Errorf("TOC of layer %s: %w", d, err)
+		return nil, fmt.Errorf("TOC of layer %s: %w", l.diffID, err)
 	}
 	return t, nil
 }
@@ -246,6 +260,7 @@ func (e *Engine) indexPath(manifest toc.Digest) string {
 // addImage makes an image and its chains known. Engine.mu is held.
 func (e *Engine) addImage(d toc.Digest, rec imageRecord, layers []*layer) *image {
 	img := &image{digest: d, rec: rec, layers: layers, changed: make(chan struct{}), demands: newDemands()}
+	img.ctx, img.stop = context.WithCancel(e.ctx)
 	ids := make([]digest.Digest, len(layers))
 	for i, l := range layers {
 		ids[i] = digest.Digest(l.diffID.String())
@@ -257,10 +272,34 @@ func (e *Engine) addImage(d toc.Digest, rec imageRecord, layers []*layer) *image
 			e.chains[id] = c
 		}
 		c.layers = layers[:i+1]
+		if i > 0 {
+			c.parent = img.chains[i-1]
+		}
 		img.chains = append(img.chains, c)
 	}
 	e.images[d] = img
 	return img
+}
+
+// run is runLocked.
+func (e *Engine) run(img *image, fn func(context.Context)) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.runLocked(img, fn)
+}
+
+// runLocked runs fn in the background until it ends, the image is removed or the
+// engine closes. It is false if the image has been removed. Engine.mu is held.
+func (e *Engine) runLocked(img *image, fn func(context.Context)) bool {
+	if img.gone {
+		return false
+	}
+	img.work.Add(1)
+	e.wg.Go(func() {
+		defer img.work.Done()
+		fn(img.ctx)
+	})
+	return true
 }
 
 // addBlobs makes the layers of an image virtual blobs. Engine.mu is held.
@@ -300,6 +339,7 @@ func (e *Engine) arrived(ds ...toc.Digest) {
 	defer e.mu.Unlock()
 	for _, d := range ds {
 		delete(e.claims, d)
+		e.count(d)
 	}
 	for _, img := range e.images {
 		p := img.pending
@@ -315,138 +355,6 @@ func (e *Engine) arrived(ds ...toc.Digest) {
 			img.broadcast()
 		}
 	}
-}
-
-// load reads the state and returns the images that are incomplete.
-func (e *Engine) load(ctx context.Context) ([]*image, error) {
-	rebooted, err := e.state.rebooted()
-	if err != nil {
-		return nil, err
-	}
-	var lost []toc.Digest
-	records := map[toc.Digest]imageRecord{}
-	err = e.state.load(
-		func(d toc.Digest, r imageRecord) { records[d] = r },
-		func(k refKey, r refRecord) { e.refs[k] = &ref{rec: r} })
-	if err != nil {
-		return nil, err
-	}
-	var incomplete []*image
-	for d, r := range records {
-		layers, err := e.loadLayers(r)
-		if err != nil {
-			// Without its TOCs an image is nothing; the next pull brings them anew.
-			log.G(ctx).WithError(err).WithField("image", d).Warn("image is forgotten")
-			lost = append(lost, d)
-			continue
-		}
-		img := e.addImage(d, r, layers)
-		img.source = source{ref: r.Name + "@" + d.String(), host: hostOf(r.Name), platform: r.Platform}
-		e.addBlobs(img)
-		if !r.Complete {
-			incomplete = append(incomplete, img)
-		}
-	}
-	for _, r := range e.refs {
-		r.img = e.images[r.rec.Manifest]
-	}
-	if rebooted {
-		if err := e.recheck(ctx, incomplete); err != nil {
-			return nil, err
-		}
-	}
-	return incomplete, e.state.drop(lost, nil)
-}
-
-func (e *Engine) loadLayers(r imageRecord) ([]*layer, error) {
-	var out []*layer
-	for _, lr := range r.Layers {
-		l := e.layers[lr.DiffID]
-		if l == nil {
-			b, err := os.ReadFile(e.tocPath(lr.DiffID))
-			if err != nil {
-				return nil, err
-			}
-			t, err := toc.Decode(b)
-			if err != nil {
-				return nil, fmt.Errorf("TOC of layer %s: %w", lr.DiffID, err)
-			}
-			l = &layer{diffID: lr.DiffID, encoded: sha256.Sum256(b), objects: t.Objects}
-			e.layers[lr.DiffID] = l
-		}
-		out = append(out, l)
-	}
-	return out, nil
-}
-
-// recheck is for the start after a power cut: what the incomplete images have was
-// never synced, so it is hashed again, and trees that may be torn are dropped.
-func (e *Engine) recheck(ctx context.Context, incomplete []*image) error {
-	synced := map[toc.Digest]bool{}
-	for _, img := range e.images {
-		if img.rec.Complete {
-			for _, l := range img.layers {
-				for _, o := range l.objects {
-					synced[o.Digest] = true
-				}
-			}
-		}
-	}
-	var doubtful []toc.Digest
-	for _, img := range incomplete {
-		for _, c := range img.chains {
-			if err := os.Remove(e.treePath(c.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
-		}
-		for _, l := range img.layers {
-			for _, o := range l.objects {
-				if !synced[o.Digest] {
-					synced[o.Digest] = true
-					doubtful = append(doubtful, o.Digest)
-				}
-			}
-		}
-	}
-	bad, err := e.objects.Verify(ctx, doubtful)
-	if len(bad) > 0 {
-		log.G(ctx).WithField("objects", len(bad)).Warn("objects lost in a crash will be fetched again")
-	}
-	return err
-}
-
-// writeDurably replaces a file so that after a crash it is there whole, or not.
-func writeDurably(path string, b []byte) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return err
-	}
-	return f.Close()
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // meter counts bytes of the wire and their rate.

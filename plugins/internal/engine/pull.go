@@ -166,8 +166,8 @@ func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, pr
 			return nil, nil, err
 		}
 		s.img.meter.turns.Add(1)
-		e.background(func(ctx context.Context) { e.receive(ctx, s) })
-		e.watch(s.img) //nolint:contextcheck // goes on after the pull, until Close
+		e.run(s.img, func(ctx context.Context) { e.receive(ctx, s) })
+		e.watch(s.img)
 		return s, m, nil
 	}
 }

@@ -59,7 +59,7 @@ func (e *Engine) wanted(img *image, l *layer) map[toc.Digest]toc.Object {
 // fromLayer streams one layer and stores the wanted objects in it. Which member of
 // the tar holds which object follows from the TOC; the store checks the bytes.
 func (e *Engine) fromLayer(ctx context.Context, img *image, l *layer, desc ocispec.Descriptor, fetch fetchFunc, want map[toc.Digest]toc.Object) (err error) {
-	t, err := e.readTOC(l.diffID)
+	t, err := e.readTOC(l)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -22,7 +24,7 @@ type state struct{ db *bbolt.DB }
 var (
 	bucketImages = []byte("images") // manifest digest (32 bytes) → imageRecord
 	bucketRefs   = []byte("refs")   // namespace 0 ref → refRecord
-	bucketNode   = []byte("node")   // "boot" → boot ID at which the state was last opened
+	bucketNode   = []byte("node")   // "boot" → boot and mount at which the state was last opened
 )
 
 // imageRecord is an image by its manifest.
@@ -39,6 +41,7 @@ type imageRecord struct {
 
 type layerRecord struct {
 	DiffID     toc.Digest         `json:"diffID"`
+	TOC        toc.Digest         `json:"toc,omitzero"` // sha256 of the encoded one
 	Descriptor ocispec.Descriptor `json:"descriptor"`
 }
 
@@ -141,12 +144,16 @@ func (s *state) drop(images []toc.Digest, refs []refKey) error {
 	})
 }
 
-// rebooted tells whether the machine has been started anew since the last call:
-// then writes that were not synced may be lost.
-func (s *state) rebooted() (bool, error) {
+// rebooted tells whether the machine has been started, or the file system of root
+// been mounted, anew since the last call: then writes that were not synced may be lost.
+func (s *state) rebooted(root string) (bool, error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return true, fmt.Errorf("boot ID: %w", err)
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, root, 0, statxMountID, &st); err == nil && st.Mask&statxMountID != 0 {
+		id = fmt.Appendf(bytes.TrimSpace(id), " %d", st.Mnt_id)
 	}
 	var before string
 	err = s.db.Update(func(tx *bbolt.Tx) error {
@@ -159,3 +166,7 @@ func (s *state) rebooted() (bool, error) {
 	})
 	return before != string(id), err
 }
+
+// statxMountID is STATX_MNT_ID_UNIQUE of Linux 6.8: the number of a mount, which is
+// never used again.
+const statxMountID = 0x4000

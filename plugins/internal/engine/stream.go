@@ -52,10 +52,11 @@ func (s *stream) discard() {
 func (e *Engine) receive(ctx context.Context, s *stream) {
 	defer s.cancel()
 	img := s.img
+	defer context.AfterFunc(img.ctx, s.cancel)() //nolint:contextcheck // ends when the image is removed
 	e.mu.Lock()
 	p := img.pending
 	if p == nil {
-		p = &pending{} // complete: nothing but the end comes
+		p = img.objectList() // complete: at most the end comes, or what we have
 	}
 	if len(s.claimed) > 0 {
 		img.main = s
@@ -191,13 +192,7 @@ func (e *Engine) watch(img *image) {
 	if img.watched || img.pending == nil {
 		return
 	}
-	img.watched = true
-	ctx, cancel := context.WithCancel(e.ctx)
-	img.stop = cancel
-	e.wg.Go(func() {
-		defer cancel()
-		e.supervise(ctx, img)
-	})
+	img.watched = e.runLocked(img, func(ctx context.Context) { e.supervise(ctx, img) })
 }
 
 // patience with proxies, after which the registry is asked for whole layers.
@@ -292,8 +287,9 @@ func (e *Engine) reopen(ctx context.Context, img *image, p *proxy) (*stream, err
 	src := img.source
 	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
 	s := &stream{e: e, proxy: p}
+	forget := false // ask as if we had nothing
 	for {
-		_, err := e.header(ctx, s, req, false, nil, func(m *delta.Metadata) error {
+		_, err := e.header(ctx, s, req, forget, nil, func(m *delta.Metadata) error {
 			if m.Manifest.Digest.String() != img.digest.String() {
 				return fmt.Errorf("manifest %s instead of %s: %w", m.Manifest.Digest, img.digest, toc.ErrInvalid)
 			}
@@ -301,6 +297,10 @@ func (e *Engine) reopen(ctx context.Context, img *image, p *proxy) (*stream, err
 			return err
 		})
 		if errors.Is(err, delta.ErrRetry) {
+			continue
+		}
+		if errors.Is(err, delta.ErrOtherTOC) && !forget {
+			forget = true
 			continue
 		}
 		if err == nil {
@@ -314,32 +314,25 @@ func (e *Engine) reopen(ctx context.Context, img *image, p *proxy) (*stream, err
 
 // resume goes on with an image that was incomplete when the engine was opened.
 func (e *Engine) resume(ctx context.Context, img *image) {
-	var tocs []*toc.TOC
-	for _, l := range img.layers {
-		t, err := e.readTOC(l.diffID)
-		if err != nil {
-			log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
-			return
-		}
-		tocs = append(tocs, t)
+	p, err := e.missing(img)
+	if err != nil {
+		log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
+		return
 	}
-	tree, err := toc.Merge(tocs...)
-	if err == nil {
-		var p *pending
-		if p, _, _, err = newPending(tree, tocs, e.objects.Has); err == nil {
-			e.mu.Lock()
-			img.pending = p
-			e.recount(img)
-			e.mu.Unlock()
-			e.watch(img) //nolint:contextcheck // goes on until Close
-			return
-		}
-	}
-	log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
+	e.mu.Lock()
+	img.pending = p
+	e.recount(img)
+	e.mu.Unlock()
+	e.watch(img)
 }
 
 // finish makes what arrived durable and tells that the image is complete.
 func (e *Engine) finish(ctx context.Context, img *image) error {
+	if top := img.top(); top != nil {
+		if err := e.ensureTree(ctx, top); err != nil { // to be durable, too
+			return err
+		}
+	}
 	if err := e.objects.Sync(); err != nil {
 		return err
 	}

@@ -3,8 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
 
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
@@ -23,12 +21,12 @@ func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error {
 	dead := e.unlink(live)
 	var errs []error
 	for _, img := range dead.images {
-		if img.stop != nil {
-			img.stop()
-		}
-		if err := os.Remove(e.indexPath(img.digest)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		// What it fetches would be garbage. What others wait for they ask for anew.
+		img.stop()
+	}
+	for _, img := range dead.images {
+		img.work.Wait()
+		errs = append(errs, removeAll(e.indexPath(img.digest)))
 	}
 	for _, c := range dead.chains {
 		errs = append(errs, e.dropTree(c))
@@ -41,19 +39,22 @@ func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error {
 	}
 	errs = append(errs, e.state.drop(ds, dead.refs))
 	for _, l := range dead.layers {
-		if err := os.Remove(e.tocPath(l.diffID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, removeAll(e.tocPath(l.diffID)))
 	}
 	e.mu.Lock()
 	kept := map[toc.Digest]struct{}{}
-	for _, l := range e.layers {
-		for _, o := range l.objects {
-			kept[o.Digest] = struct{}{}
+	for _, img := range e.images {
+		for _, l := range img.layers {
+			for _, o := range l.objects {
+				kept[o.Digest] = struct{}{}
+			}
 		}
 	}
 	e.mu.Unlock()
 	bytes, n, err := e.objects.Sweep(func(d toc.Digest) bool { _, ok := kept[d]; return ok })
+	e.collected.images.Add(int64(len(dead.images)))
+	e.collected.objects.Add(n)
+	e.collected.bytes.Add(bytes)
 	if n > 0 {
 		log.G(ctx).WithFields(log.Fields{"images": len(dead.images), "objects": n, "bytes": bytes}).Info("collected")
 	}
@@ -79,10 +80,11 @@ func (e *Engine) unlink(live []digest.Digest) (dead garbage) {
 	for id := range e.pins {
 		alive[id] = true
 	}
-	chains, layers := map[*chain]bool{}, map[*layer]bool{}
+	chains, layers := map[*chain]bool{}, map[toc.Digest]bool{}
 	for d, img := range e.images {
 		if !img.alive(alive) {
 			delete(e.images, d)
+			img.gone = true
 			dead.images = append(dead.images, img)
 			continue
 		}
@@ -90,7 +92,7 @@ func (e *Engine) unlink(live []digest.Digest) (dead garbage) {
 			chains[c] = true
 		}
 		for _, l := range img.layers {
-			layers[l] = true
+			layers[l.diffID] = true
 		}
 	}
 	for id, c := range e.chains {
@@ -100,7 +102,7 @@ func (e *Engine) unlink(live []digest.Digest) (dead garbage) {
 		}
 	}
 	for d, l := range e.layers {
-		if !layers[l] {
+		if !layers[d] {
 			delete(e.layers, d)
 			dead.layers = append(dead.layers, l)
 		}
@@ -119,6 +121,9 @@ func (e *Engine) unlink(live []digest.Digest) (dead garbage) {
 			dead.refs = append(dead.refs, k)
 		}
 	}
+	if len(dead.images) > 0 {
+		e.account()
+	}
 	return dead
 }
 
@@ -134,18 +139,23 @@ func (i *image) alive(live map[digest.Digest]bool) bool {
 func (e *Engine) dropTree(c *chain) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return e.dropTreeLocked(c)
+}
+
+// dropTreeLocked removes the tree of c and its mount, which those who use it keep.
+// c.mu is held.
+func (e *Engine) dropTreeLocked(c *chain) error {
 	dir := e.mountPath(c.id)
+	if err := unmountTree(dir); err != nil {
+		return err
+	}
+	return removeAll(dir, e.treePath(c.id))
+}
+
+func unmountTree(dir string) error {
 	mounted, err := isEROFS(dir)
 	if err == nil && mounted {
 		err = erofsimg.Unmount(dir)
 	}
-	if err != nil {
-		return err
-	}
-	for _, path := range []string{dir, e.treePath(c.id)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return nil
+	return err
 }

@@ -39,7 +39,7 @@ type Store struct {
 	dirs [256]sync.Mutex
 
 	mu      sync.RWMutex // guards the following
-	local   [256]map[toc.Digest]struct{}
+	local   [256]map[toc.Digest]blocks
 	n       int64
 	bytes   int64
 	entries map[toc.Digest]*entry
@@ -115,7 +115,7 @@ func openDir(path string) (int, error) {
 func (s *Store) load(i int) error {
 	name := fmt.Sprintf("%02x", i)
 	dir := filepath.Join(s.dir, name)
-	s.local[i] = make(map[toc.Digest]struct{})
+	s.local[i] = make(map[toc.Digest]blocks)
 	if err := os.Mkdir(dir, dirMode); err == nil {
 		return nil
 	} else if !errors.Is(err, fs.ErrExist) {
@@ -146,7 +146,7 @@ func (s *Store) load(i int) error {
 			}
 			continue
 		}
-		s.local[i][d] = struct{}{}
+		s.local[i][d] = toBlocks(st.Blocks * 512)
 		n++
 		bytes += st.Blocks * 512
 	}
@@ -213,6 +213,18 @@ func (s *Store) Size(d toc.Digest) (int64, bool) {
 	return st.Size, true
 }
 
+// blocks is disk space in units of blockSize.
+type blocks uint32
+
+func toBlocks(bytes int64) blocks { return blocks((bytes + blockSize - 1) / blockSize) }
+
+// Allocated is the disk space of a complete object; 0 if it is none.
+func (s *Store) Allocated(d toc.Digest) int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return int64(s.local[d[0]][d]) * blockSize
+}
+
 // Usage is the disk space of all complete objects, and their number.
 func (s *Store) Usage() (bytes, n int64) {
 	s.mu.RLock()
@@ -228,9 +240,9 @@ func (s *Store) Sync() error {
 	return nil
 }
 
-// publish renames the checked file name in partial/, which takes blocks bytes on
+// publish renames the checked file name in partial/, which takes size bytes on
 // the disk, to the object d, and tells those who wait.
-func (s *Store) publish(d toc.Digest, name string, blocks int64) error {
+func (s *Store) publish(d toc.Digest, name string, size int64) error {
 	dir := &s.dirs[d[0]]
 	dir.Lock()
 	defer dir.Unlock()
@@ -239,9 +251,9 @@ func (s *Store) publish(d toc.Digest, name string, blocks int64) error {
 	}
 	s.mu.Lock()
 	if !s.has(d) {
-		s.local[d[0]][d] = struct{}{}
+		s.local[d[0]][d] = toBlocks(size)
 		s.n++
-		s.bytes += blocks
+		s.bytes += size
 	}
 	e := s.entries[d]
 	delete(s.entries, d)

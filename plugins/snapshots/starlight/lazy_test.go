@@ -84,6 +84,8 @@ func (l *lazy) Usage(_ context.Context, chain, parent digest.Digest) (int64, int
 
 func (l *lazy) OnComplete(fn func(context.Context, digest.Digest)) { l.complete = fn }
 
+func (l *lazy) OnCollect(func(context.Context) error) {}
+
 func (l *lazy) Sweep(_ context.Context, live []digest.Digest) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -45,6 +45,7 @@ type Engine interface {
 	Lower(ctx context.Context, chain digest.Digest) (engine.Lower, error)
 	Usage(ctx context.Context, chain, parent digest.Digest) (size, inodes int64, err error)
 	OnComplete(fn func(ctx context.Context, chain digest.Digest))
+	OnCollect(fn func(ctx context.Context) error)
 	Sweep(ctx context.Context, live []digest.Digest) error
 }
 
@@ -111,6 +112,7 @@ func New(config Config, e Engine) (*Snapshotter, error) {
 	s := &Snapshotter{config: config, engine: e, ms: ms}
 	if e != nil {
 		e.OnComplete(s.remount)
+		e.OnCollect(s.Cleanup)
 	}
 	return s, nil
 }
