@@ -196,7 +196,10 @@ func (g *pulled) data(d *wire.Data) error {
 		if p.Piece == 0 {
 			g.order = append(g.order, p.Object)
 		}
-		g.objects[o.Digest] = append(g.objects[o.Digest], c[:p.Length]...)
+		if g.objects[o.Digest] == nil {
+			g.objects[o.Digest] = make([]byte, o.Size)
+		}
+		copy(g.objects[o.Digest][int64(p.Piece)*toc.PieceSize:], c[:p.Length])
 		c = c[p.Length:]
 	}
 	return nil

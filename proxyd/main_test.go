@@ -122,7 +122,7 @@ func testObjects(t *testing.T, p *testProxyd, img *testImage, fresh *pulled) {
 		}
 		return got
 	}
-	asked := []uint32{5, 17, 3}
+	asked := []wire.Range{{Object: 5}, {Object: 17}, {Object: 3}}
 	exact := ask(wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Objects: asked, Exact: true})
 	if len(exact.objects) != len(asked) || exact.order[0] != 5 {
 		t.Errorf("got %d objects, want %d; order %v", len(exact.objects), len(asked), exact.order)
@@ -130,7 +130,7 @@ func testObjects(t *testing.T, p *testProxyd, img *testImage, fresh *pulled) {
 	if more := ask(wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Objects: asked, Stream: "unknown"}); len(more.objects) <= len(asked) {
 		t.Errorf("got %d objects, want neighbours too", len(more.objects))
 	}
-	out := wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Objects: []uint32{1 << 30}}
+	out := wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Objects: []wire.Range{{Object: 1 << 30}}}
 	if got := p.code(t, wire.RouteObjects, out); got != wire.CodeInvalid {
 		t.Errorf("an object out of range: got %q, want %q", got, wire.CodeInvalid)
 	}
@@ -236,7 +236,7 @@ func TestPrivateRegistry(t *testing.T) {
 			if got := p.code(t, wire.RouteDelta, wire.DeltaRequest{Ref: img.ref, Platform: platform, Credentials: c}); got != wire.CodeUnauthorized {
 				t.Errorf("delta with %v: got %q, want %q", c, got, wire.CodeUnauthorized)
 			}
-			if got := p.code(t, wire.RouteObjects, wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Credentials: c, Objects: []uint32{0}}); got != wire.CodeUnauthorized {
+			if got := p.code(t, wire.RouteObjects, wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Credentials: c, Objects: []wire.Range{{Object: 0}}}); got != wire.CodeUnauthorized {
 				t.Errorf("objects with %v: got %q, want %q", c, got, wire.CodeUnauthorized)
 			}
 			if got := p.code(t, wire.RouteBlob, wire.BlobRequest{Ref: img.byDigest, Credentials: c, Digest: img.manifest, Size: 1}); got != wire.CodeUnauthorized {

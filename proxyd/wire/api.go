@@ -8,19 +8,19 @@ import (
 
 // Version of the protocol. It is in the routes and in the preamble of every
 // response. Routes of a version a proxyd does not speak answer 404.
-const Version = 1
+const Version = 2
 
 // Routes. Requests are POSTed as JSON, zstd-compressed with
 // Content-Encoding: zstd if they are larger than a packet.
 const (
-	RouteDelta   = "/v1/delta"   // DeltaRequest  → delta bundle (BundleType)
-	RouteObjects = "/v1/objects" // ObjectsRequest → delta bundle without header
-	RouteBlob    = "/v1/blob"    // BlobRequest   → the raw bytes of a layer, config or manifest
-	RoutePing    = "/v1/ping"    // GET → Ping as JSON
+	RouteDelta   = "/v2/delta"   // DeltaRequest  → delta bundle (BundleType)
+	RouteObjects = "/v2/objects" // ObjectsRequest → delta bundle without header
+	RouteBlob    = "/v2/blob"    // BlobRequest   → the raw bytes of a layer, config or manifest
+	RoutePing    = "/v2/ping"    // GET → Ping as JSON
 )
 
 // BundleType is the media type of a delta bundle.
-const BundleType = "application/vnd.starlight.bundle.v1"
+const BundleType = "application/vnd.starlight.bundle.v2"
 
 // Credentials are what the worker's client gave for the registry of the wanted
 // image. proxyd tries them upstream and forgets them.
@@ -63,11 +63,19 @@ type ObjectsRequest struct {
 	// Stream, if not "", is Header.Stream of a bundle under way to this worker:
 	// proxyd leaves what it answers here out of the rest of that stream.
 	Stream string `json:"stream,omitempty"`
-	// Objects are indices into the image's object list (see doc.go). proxyd may
-	// answer with more objects than asked for: neighbours that will be read next.
-	Objects []uint32 `json:"objects"`
-	// Exact asks for the named objects only.
+	// Objects are what a reader waits for. proxyd may answer with more than is asked
+	// for: small neighbours that will be read next.
+	Objects []Range `json:"objects"`
+	// Exact asks for what is named only.
 	Exact bool `json:"exact,omitempty"`
+}
+
+// Range is an object, or some successive pieces of it.
+type Range struct {
+	Object uint32 `json:"object"` // index into the image's object list, see doc.go
+	First  uint32 `json:"first,omitempty"`
+	// Pieces is their number; 0: all from First to the end.
+	Pieces uint32 `json:"pieces,omitempty"`
 }
 
 // BlobRequest asks for a blob of the image as the registry has it.

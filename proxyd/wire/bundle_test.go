@@ -313,15 +313,15 @@ func TestReaderRefuses(t *testing.T) {
 		})
 	}
 	for name, b := range map[string]string{
-		"magic": "SLDC\x01\x00\x00\x00", "reserved": "SLDB\x01\x00\x01\x00", "html": "<html><body>",
+		"magic": "SLDC\x02\x00\x00\x00", "reserved": "SLDB\x02\x00\x01\x00", "html": "<html><body>",
 		"header in objects": preamble + plain, "progress in objects": preamble + progress,
 	} {
 		if err := drain(NewObjectsReader(strings.NewReader(b))); !errors.Is(err, toc.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", name, err)
 		}
 	}
-	if err := drain(NewReader(strings.NewReader("SLDB\x02\x00\x00\x00"))); !errors.Is(err, ErrVersion) {
-		t.Errorf("version 2: got %v, want ErrVersion", err)
+	if err := drain(NewReader(strings.NewReader("SLDB\x01\x00\x00\x00"))); !errors.Is(err, ErrVersion) {
+		t.Errorf("version 1: got %v, want ErrVersion", err)
 	}
 }
 

@@ -53,7 +53,7 @@
 // most PieceSize bytes), and its length, which the TOC gives too; a mismatch is an
 // error. Other kinds are reserved for patches against objects that the worker
 // has; a reader refuses kinds it does not know, and a writer sends only kinds that
-// the request allows. The pieces of one object come in order, and may be
+// the request allows. The pieces of one object come in any order, and may be
 // interleaved with other objects. A data frame has at least one entry, no entry is
 // empty or longer than PieceSize, and the lengths add up to the contents.
 //

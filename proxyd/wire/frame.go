@@ -45,7 +45,7 @@ const KindPlain Kind = 0
 const flagCompressed = 1
 
 // preamble opens every bundle.
-const preamble = "SLDB\x01\x00\x00\x00"
+const preamble = "SLDB\x02\x00\x00\x00"
 
 // ErrTruncated is wrapped by the errors about bundles that were cut off.
 var ErrTruncated = errors.New("bundle is cut off")

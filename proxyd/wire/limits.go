@@ -12,5 +12,5 @@ const (
 	MaxCount     = 4096 // entries in the index of a data frame
 	MaxLayers    = 512
 	MaxHave      = 4096
-	MaxAsk       = 4096 // objects in one ObjectsRequest
+	MaxAsk       = 4096 // ranges in one ObjectsRequest
 )

@@ -53,9 +53,9 @@ func TestDecodeRequestRefuses(t *testing.T) {
 		"bomb":              {string(bomb), EncodingZstd, new(DeltaRequest)},
 		"long":              {strings.Repeat(" ", MaxRequest+1), "", new(DeltaRequest)},
 		"no objects":        {`{"ref":"r"}`, "", new(ObjectsRequest)},
-		"objects, no ref":   {`{"objects":[1]}`, "", new(ObjectsRequest)},
-		"negative object":   {`{"ref":"r","objects":[-1]}`, "", new(ObjectsRequest)},
-		"many objects":      {`{"ref":"r","objects":[1` + strings.Repeat(",1", MaxAsk) + "]}", "", new(ObjectsRequest)},
+		"objects, no ref":   {`{"objects":[{"object":1}]}`, "", new(ObjectsRequest)},
+		"negative object":   {`{"ref":"r","objects":[{"object":-1}]}`, "", new(ObjectsRequest)},
+		"many objects":      {`{"ref":"r","objects":[{}` + strings.Repeat(",{}", MaxAsk) + "]}", "", new(ObjectsRequest)},
 		"blob of no size":   {`{"ref":"r","digest":"` + d + `","size":-1}`, "", new(BlobRequest)},
 		"blob of no digest": {`{"ref":"r"}`, "", new(BlobRequest)},
 	}

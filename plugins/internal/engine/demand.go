@@ -22,7 +22,7 @@ const (
 	// maxDemands is how many requests on demand an image has under way. What is
 	// wanted meanwhile goes together into the next.
 	maxDemands = 4
-	// maxBatch is the number of objects in one of them.
+	// maxBatch is the number of ranges in one of them.
 	maxBatch = 256
 	// demandPause is how long to wait for an object that was asked for before it
 	// is asked for again. If it is in a stream, that goes on flowing meanwhile;
@@ -30,26 +30,31 @@ const (
 	demandPause, maxDemandPause = 250 * time.Millisecond, 5 * time.Second
 )
 
-// demands are the objects of an image that readers wait for.
+// demands are the pieces of an image's objects that readers wait for.
 type demands struct {
 	mu      sync.Mutex // guards the following fields
-	wanted  map[uint32]*demand
-	queue   []uint32
+	wanted  map[wire.Range]*demand
+	last    map[uint32]wire.Range // of a large object: the range asked for last
+	queue   []*demand
 	running int
 }
 
-// demand is one object asked for.
+// demand is one range asked for.
 type demand struct {
+	wanted   wire.Range // by a reader
+	asked    wire.Range // begins with wanted
 	answered chan struct{}
 	again    bool // its stream was told before, and did not bring it
 }
 
-func newDemands() *demands { return &demands{wanted: map[uint32]*demand{}} }
+func newDemands() *demands {
+	return &demands{wanted: map[wire.Range]*demand{}, last: map[uint32]wire.Range{}}
+}
 
 var _ lazyfs.Source = (*Engine)(nil)
 
 // Range blocks until bytes [off, off+n) of d are on the disk and checked. It asks
-// for the object at once, unless a stream is just bringing it. It fails with
+// for the pieces at once, unless a stream is just bringing them. It fails with
 // errdefs.ErrNotFound for objects of no image, and with errdefs.ErrUnavailable
 // when nothing has arrived for Config.ReadTimeout.
 func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
@@ -83,7 +88,8 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
 		if e.cfg.ReadTimeout > 0 && time.Since(start) > e.cfg.ReadTimeout && time.Since(last) > e.cfg.ReadTimeout {
 			return fmt.Errorf("object %s of %s: nothing has arrived for %v: %w", d, img.source.ref, e.cfg.ReadTimeout, errdefs.ErrUnavailable)
 		}
-		if _, coming := e.streaming.Load(d); coming {
+		wanted := pieceRange(&p.list[i], i, off, n)
+		if e.coming(d, wanted) {
 			continue
 		}
 		if !asked.IsZero() && time.Since(last) < 2*demandPause && time.Since(asked) < maxDemandPause {
@@ -94,7 +100,7 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
 		select {
 		case err := <-arrival:
 			return err
-		case <-e.demand(img, p, i, again):
+		case <-e.demand(img, p, wanted, again):
 		}
 	}
 }
@@ -147,17 +153,17 @@ func (i *image) objectList() *pending {
 	return p
 }
 
-// demand asks for an object of img, together with others that are wanted now. The
+// demand asks for pieces of an object of img, together with others that are wanted now. The
 // channel is closed when the request has been answered, with or without the object:
 // the answer may be that it is the next in the stream under way.
-func (e *Engine) demand(img *image, p *pending, object uint32, again bool) <-chan struct{} {
+func (e *Engine) demand(img *image, p *pending, wanted wire.Range, again bool) <-chan struct{} {
 	q := img.demands
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if d := q.wanted[object]; d != nil {
+	if d := q.wanted[wanted]; d != nil {
 		return d.answered
 	}
-	d := &demand{make(chan struct{}), again}
+	d := &demand{wanted, wanted, make(chan struct{}), again}
 	if q.running < maxDemands {
 		if e.ctx.Err() != nil {
 			return d.answered // nobody will; the reader waits for the next engine
@@ -168,8 +174,9 @@ func (e *Engine) demand(img *image, p *pending, object uint32, again bool) <-cha
 		}
 		q.running++
 	}
-	q.wanted[object] = d
-	q.queue = append(q.queue, object)
+	d.asked = q.widen(wanted, p.list[wanted.Object].NumPieces())
+	q.wanted[wanted] = d
+	q.queue = append(q.queue, d)
 	return d.answered
 }
 
@@ -185,17 +192,19 @@ func (e *Engine) serve(ctx context.Context, img *image, p *pending) {
 			return
 		}
 		again := false
-		for _, i := range batch {
-			again = again || q.wanted[i].again
+		ranges := make([]wire.Range, len(batch))
+		for i, d := range batch {
+			again = again || d.again
+			ranges[i] = d.asked
 		}
 		q.mu.Unlock()
-		if err := e.ask(ctx, img, p, batch, again); err != nil && ctx.Err() == nil {
+		if err := e.ask(ctx, img, p, ranges, again); err != nil && ctx.Err() == nil {
 			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "objects": len(batch)}).Warn("objects that are waited for did not come")
 		}
 		q.mu.Lock()
-		for _, i := range batch {
-			close(q.wanted[i].answered)
-			delete(q.wanted, i)
+		for _, d := range batch {
+			close(d.answered)
+			delete(q.wanted, d.wanted)
 		}
 		q.mu.Unlock()
 	}
@@ -203,7 +212,7 @@ func (e *Engine) serve(ctx context.Context, img *image, p *pending) {
 
 // ask makes one request for objects: to the stream under way, which makes them its
 // next, or again, if that did not bring them, on the connection of the request.
-func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []uint32, again bool) error {
+func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []wire.Range, again bool) error {
 	e.mu.Lock()
 	main, src := img.main, img.source
 	e.mu.Unlock()

@@ -75,8 +75,8 @@ type Engine struct {
 	lazyMu sync.Mutex
 	lazy   *lazyfs.Server // nil until something is missing
 
-	// streaming has the large objects whose pieces are coming in order.
-	streaming sync.Map // toc.Digest → struct{}
+	// streaming has the large objects whose pieces are coming.
+	streaming sync.Map // toc.Digest → uint32, the piece that came last
 
 	mu     sync.Mutex // guards the following fields and those of images
 	images map[toc.Digest]*image

@@ -161,8 +161,8 @@ func (p *fakeProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", wire.BundleType)
 			bundle := wire.NewWriter(w)
 			list := toc.ObjectList(img.layers...)
-			for _, i := range req.Objects {
-				if p.object(bundle, r, img, i, list[i]) != nil {
+			for _, o := range req.Objects {
+				if p.object(bundle, r, img, o.Object, list[o.Object]) != nil {
 					return
 				}
 			}

@@ -172,8 +172,8 @@ func (e *Engine) piece(o toc.Object, open map[uint32]*objects.Writer, piece wire
 			return false, err
 		}
 		open[piece.Object] = w
-		e.streaming.Store(o.Digest, struct{}{})
 	}
+	e.streaming.Store(o.Digest, piece.Piece)
 	if err := w.Piece(int(piece.Piece), b); err != nil {
 		return false, err
 	}

@@ -17,70 +17,66 @@ const (
 
 // CheckAsked tells whether all objects that a request asks for exist; the error
 // wraps [toc.ErrInvalid].
-func CheckAsked(img *Image, asked []uint32) error {
-	for _, id := range asked {
+func CheckAsked(img *Image, asked []Item) error {
+	for _, it := range asked {
+		id := it.Object
 		if int64(id) >= int64(len(img.Objects)) {
 			return fmt.Errorf("the image has %d objects, number %d is asked for: %w", len(img.Objects), id, toc.ErrInvalid)
+		}
+		if n := img.Objects[id].NumPieces(); int64(it.First) >= int64(n) {
+			return fmt.Errorf("object %d has %d pieces, number %d is asked for: %w", id, n, it.First, toc.ErrInvalid)
 		}
 	}
 	return nil
 }
 
 // Answer writes the data frames that answer a request for single objects to w, and
-// no end frame: the objects asked for, in their order, and then, unless exact, small
+// no end frame: what is asked for, in its order, and then, unless exact, small
 // objects beside them in the tree, which will probably be read next. claims belongs
-// to the stream under way to the same worker and may be nil; objects asked for are
-// sent even if they are claimed, because they may be stuck in that stream.
-func Answer(ctx context.Context, w *wire.Writer, img *Image, asked []uint32, exact bool, packs Packs, claims *Claims) error {
+// to the stream under way to the same worker and may be nil; what is asked for is
+// sent even if it is claimed, because it may be stuck in that stream.
+func Answer(ctx context.Context, w *wire.Writer, img *Image, asked []Item, exact bool, packs Packs, claims *Claims) error {
 	if err := CheckAsked(img, asked); err != nil {
 		return err
 	}
-	sent := make(map[uint32]bool, len(asked)+maxNeighbours)
-	asked = slices.Clone(asked)
-	asked = slices.DeleteFunc(asked, func(id uint32) bool {
-		dup := sent[id]
-		sent[id] = true
-		return dup
-	})
 	var f frame
 	m := newMaker(img, packs)
 	m.target, m.most = solid, maxNeighboursBytes
-	for _, id := range asked {
-		if claims != nil {
-			claims.Claim(id)
-		}
-		if size := img.Objects[id].Size; size < SmallObject {
-			m.most += int(size)
+	var items []Item
+	sent := make(map[uint32]bool, len(asked)+maxNeighbours)
+	seen := newPieces(img)
+	for _, it := range asked {
+		first, end := clip(it, img.Objects[it.Object].NumPieces())
+		for i := first; i < end; i++ {
+			if !seen.set(it.Object, i) {
+				continue
+			}
+			if claims != nil {
+				claims.Claim(it.Object, i)
+			}
+			items = extend(items, it.Object, i)
+			sent[it.Object] = true
+			if size := img.Objects[it.Object].Size; size < SmallObject {
+				m.most += int(size)
+			}
 		}
 	}
 	m.free = func(context.Context) (*frame, error) { return &f, nil }
 	m.emit = func(_ context.Context, f *frame) error { return w.Data(f.index, f.contents, f.compressed) }
-	for _, id := range asked {
-		if err := m.add(ctx, id); err != nil {
-			return err
-		}
-	}
-	if err := m.flush(ctx); err != nil {
+	if err := m.send(ctx, items); err != nil || exact {
 		return err
 	}
-	if exact {
-		return nil
-	}
-	for _, id := range neighbours(img, asked, sent, claims) {
-		if err := m.add(ctx, id); err != nil {
-			return err
-		}
-	}
-	return m.flush(ctx)
+	return m.send(ctx, neighbours(img, items, sent, claims))
 }
 
 // neighbours picks small objects of the directories of asked: what follows each
 // by name, then what precedes it. It claims what it picks.
-func neighbours(img *Image, asked []uint32, sent map[uint32]bool, claims *Claims) []uint32 {
-	var picked []uint32
+func neighbours(img *Image, asked []Item, sent map[uint32]bool, claims *Claims) []Item {
+	var picked []Item
 	room := int64(maxNeighboursBytes)
 	empty := map[int32]bool{} // directories in which nothing is left to pick
-	for _, id := range asked {
+	for _, it := range asked {
+		id := it.Object
 		if !img.needed[id] || img.dirs[id] < 0 || empty[img.dirs[id]] {
 			continue
 		}
@@ -92,11 +88,11 @@ func neighbours(img *Image, asked []uint32, sent map[uint32]bool, claims *Claims
 			}
 			n := dir[(at+i)%len(dir)]
 			size := img.Objects[n].Size
-			if sent[n] || size > room || claims != nil && !claims.Claim(n) {
+			if sent[n] || size > room || claims != nil && !claims.Claim(n, 0) {
 				continue
 			}
 			sent[n] = true
-			picked = append(picked, n)
+			picked = append(picked, Item{Object: n, Pieces: 1})
 			room -= size
 		}
 		empty[img.dirs[id]] = true

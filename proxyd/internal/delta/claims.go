@@ -1,65 +1,59 @@
 package delta
 
-import (
-	"sync"
-	"sync/atomic"
-)
+import "sync"
 
 // Claims is shared by a stream and the answers to the requests that come while
 // it is under way, so that what one of them sends the others leave out. It is safe
 // for concurrent use.
 type Claims struct {
 	img     *Image
-	words   []atomic.Uint32
-	planned []uint32 // bits of the objects of the plan
+	planned pieces // of the plan
+	claimed pieces
 
 	mu     sync.Mutex
-	urgent []uint32 // guarded by mu
-	done   bool     // guarded by mu: the stream takes no urgent objects any more
+	urgent []Item // guarded by mu
+	done   bool   // guarded by mu: the stream takes nothing urgent any more
 }
 
-// NewClaims returns the Claims of a plan's stream: all objects that are not in the
-// plan are claimed, because the worker has them or does not need them.
+// NewClaims returns the Claims of a plan's stream. What is not in the plan cannot
+// be claimed, because the worker has it or does not need it.
 func NewClaims(img *Image, p *Plan) *Claims {
-	n := (len(img.Objects) + 31) / 32
-	c := &Claims{img: img, words: make([]atomic.Uint32, n), planned: make([]uint32, n)}
-	for _, id := range p.Objects {
-		c.planned[id/32] |= 1 << (id % 32)
-	}
-	for i, w := range c.planned {
-		c.words[i].Store(^w)
+	c := &Claims{img: img, planned: newPieces(img), claimed: newPieces(img)}
+	for _, it := range p.Items {
+		for i := range it.Pieces {
+			c.planned.set(it.Object, int(it.First+i))
+		}
 	}
 	return c
 }
 
-// Claim tells whether the caller is the first to claim the object, and so is the
+// Claim tells whether the caller is the first to claim the piece, and so is the
 // one to send it.
-func (c *Claims) Claim(object uint32) bool {
-	if int64(object/32) >= int64(len(c.words)) {
-		return false
-	}
-	bit := uint32(1) << (object % 32)
-	return c.words[object/32].Or(bit)&bit == 0
+func (c *Claims) Claim(object uint32, piece int) bool {
+	return c.planned.has(object, piece) && c.claimed.set(object, piece)
 }
 
-// Skip is the skip function of [Stream].
-func (c *Claims) Skip(object uint32) bool { return !c.Claim(object) }
+// Skip is the function of [Steer].
+func (c *Claims) Skip(object uint32, piece int) bool { return !c.Claim(object, piece) }
 
-// Urge makes objects that are not sent yet the next of the stream, with small
-// neighbours that will probably be read after them. It returns those that the
-// stream will not bring; all others are on their way. The objects exist.
-func (c *Claims) Urge(asked []uint32, exact bool) (rest []uint32) {
+// Urge makes what is not sent yet the next of the stream, with small neighbours
+// that will probably be read after it. It returns what the stream will not bring;
+// all else is on its way. The objects exist.
+func (c *Claims) Urge(asked []Item, exact bool) (rest []Item) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var urged []uint32
+	var urged []Item
 	sent := map[uint32]bool{}
-	for _, id := range asked {
-		switch {
-		case c.done, c.planned[id/32]&(1<<(id%32)) == 0:
-			rest = append(rest, id)
-		case c.Claim(id):
-			urged = append(urged, id)
-			sent[id] = true
+	for _, it := range asked {
+		first, end := clip(it, c.img.Objects[it.Object].NumPieces())
+		for i := first; i < end; i++ {
+			switch {
+			case c.done, !c.planned.has(it.Object, i):
+				rest = extend(rest, it.Object, i)
+			case c.claimed.set(it.Object, i):
+				urged = extend(urged, it.Object, i)
+				sent[it.Object] = true
+			}
 		}
 	}
 	if len(urged) > 0 && !exact {
@@ -70,11 +64,11 @@ func (c *Claims) Urge(asked []uint32, exact bool) (rest []uint32) {
 }
 
 // Urgent is the function of [Steer].
-func (c *Claims) Urgent(last bool) []uint32 {
+func (c *Claims) Urgent(last bool) []Item {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	ids := c.urgent
+	items := c.urgent
 	c.urgent = nil
-	c.done = last && len(ids) == 0
-	return ids
+	c.done = last && len(items) == 0
+	return items
 }

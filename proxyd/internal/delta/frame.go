@@ -50,7 +50,7 @@ type maker struct {
 	free  func(context.Context) (*frame, error)
 	// urgent is Steer.Urgent, or nil. hurried is how deep urgent objects have
 	// been interrupted by others.
-	urgent  func(last bool) []uint32
+	urgent  func(last bool) []Item
 	hurried int
 
 	layer  int // of pack
@@ -65,23 +65,32 @@ func newMaker(img *Image, packs Packs) *maker {
 	return &maker{img: img, packs: packs, layer: -1, target: firstSolid}
 }
 
-// add puts an object into the next frame, and emits what is full.
-func (m *maker) add(ctx context.Context, id uint32) error {
+// send emits items in frames of their own.
+func (m *maker) send(ctx context.Context, items []Item) error {
+	for _, it := range items {
+		for i := range it.Pieces {
+			if i > 0 {
+				if err := m.hurry(ctx, false); err != nil {
+					return err
+				}
+			}
+			if err := m.add(ctx, it.Object, int(it.First+i)); err != nil {
+				return err
+			}
+		}
+	}
+	return m.flush(ctx)
+}
+
+// add puts a piece of an object into the next frame, and emits what is full.
+func (m *maker) add(ctx context.Context, id uint32, piece int) error {
 	o := &m.img.Objects[id]
 	if o.Size >= SmallObject {
 		// What came before is more urgent: it must not wait until the large one is out.
 		if err := m.flush(ctx); err != nil {
 			return err
 		}
-		for p := range o.NumPieces() {
-			if err := m.hurry(ctx, false); err != nil {
-				return err
-			}
-			if err := m.verbatim(ctx, id, p); err != nil {
-				return err
-			}
-		}
-		return nil
+		return m.verbatim(ctx, id, piece)
 	}
 	if len(m.plain)+int(o.Size) > solid || len(m.index) == wire.MaxCount {
 		if err := m.flush(ctx); err != nil {
@@ -121,19 +130,14 @@ func (m *maker) hurry(ctx context.Context, last bool) error {
 	m.hurried++
 	defer func() { m.hurried-- }()
 	for {
-		ids := m.urgent(last)
-		if len(ids) == 0 {
+		items := m.urgent(last)
+		if len(items) == 0 {
 			return nil
 		}
 		if err := m.flush(ctx); err != nil {
 			return err
 		}
-		for _, id := range ids {
-			if err := m.add(ctx, id); err != nil {
-				return err
-			}
-		}
-		if err := m.flush(ctx); err != nil {
+		if err := m.send(ctx, items); err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,7 @@ type Image struct {
 	Objects []toc.Object
 
 	places  []Place
+	pieceAt []int // by object: the number of the pieces of those before it
 	index   map[toc.Digest]uint32
 	layers  map[toc.Digest][]uint32 // diff ID → index of each object of the layer
 	rest    []uint32                // the objects of the tree, in the order without predictions
@@ -43,8 +44,10 @@ func NewImage(layers []*toc.TOC, tree *toc.Tree) (*Image, error) {
 		img.index[img.Objects[i].Digest] = uint32(i)
 	}
 	img.places = make([]Place, n)
+	img.pieceAt = make([]int, n+1)
 	for i := range img.places {
 		img.places[i].Layer = -1
+		img.pieceAt[i+1] = img.pieceAt[i] + img.Objects[i].NumPieces()
 	}
 	img.layers = make(map[toc.Digest][]uint32, len(layers))
 	for l, t := range layers {

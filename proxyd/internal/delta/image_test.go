@@ -180,24 +180,38 @@ func randomFixture(t testing.TB, r *rand.Rand) *fixture {
 // worker is the receiving side: contents by digest, after the rules of package wire.
 type worker struct {
 	have    map[toc.Digest][]byte
-	partial map[uint32][]byte
+	partial map[uint32]*partial
 	got     []uint32 // objects completed, in order
+	pieces  []Item   // in order
 	frames  []int    // contents of each frame
 }
 
-func newWorker() *worker {
-	return &worker{have: map[toc.Digest][]byte{}, partial: map[uint32][]byte{}}
+type partial struct {
+	b    []byte
+	seen map[uint32]bool
 }
 
+func newWorker() *worker {
+	return &worker{have: map[toc.Digest][]byte{}, partial: map[uint32]*partial{}}
+}
+
+// receive reads a bundle, after which no object is there in part only.
 func (w *worker) receive(objects []toc.Object, bundle []byte) error {
+	if err := w.read(objects, bundle); err != nil {
+		return err
+	}
+	if len(w.partial) > 0 {
+		return fmt.Errorf("%d objects are incomplete", len(w.partial))
+	}
+	return nil
+}
+
+func (w *worker) read(objects []toc.Object, bundle []byte) error {
 	rd := wire.NewObjectsReader(bytes.NewReader(bundle))
 	for {
 		f, err := rd.Next()
 		switch {
 		case errors.Is(err, io.EOF):
-			if len(w.partial) > 0 {
-				return fmt.Errorf("%d objects are incomplete", len(w.partial))
-			}
 			return nil
 		case err != nil:
 			return err
@@ -217,26 +231,42 @@ func (w *worker) receive(objects []toc.Object, bundle []byte) error {
 
 func (w *worker) piece(objects []toc.Object, p wire.Piece, b []byte) error {
 	o := &objects[p.Object]
-	if len(w.partial[p.Object]) != int(p.Piece)*toc.PieceSize || len(b) != o.PieceLen(int(p.Piece)) {
-		return fmt.Errorf("object %d: piece %d of %d bytes is out of order", p.Object, p.Piece, len(b))
+	if _, dup := w.have[o.Digest]; dup {
+		return fmt.Errorf("object %d was had already", p.Object)
+	}
+	part := w.partial[p.Object]
+	if part == nil {
+		part = &partial{make([]byte, o.Size), map[uint32]bool{}}
+		w.partial[p.Object] = part
+	}
+	if part.seen[p.Piece] || int(p.Piece) >= o.NumPieces() || len(b) != o.PieceLen(int(p.Piece)) {
+		return fmt.Errorf("object %d: piece %d of %d bytes is wrong or not the first", p.Object, p.Piece, len(b))
 	}
 	if toc.Digest(sha256.Sum256(b)) != o.PieceDigest(int(p.Piece)) {
 		return fmt.Errorf("object %d: piece %d is wrong", p.Object, p.Piece)
 	}
-	w.partial[p.Object] = append(w.partial[p.Object], b...)
-	if int64(len(w.partial[p.Object])) < o.Size {
+	copy(part.b[int64(p.Piece)*toc.PieceSize:], b)
+	part.seen[p.Piece] = true
+	w.pieces = extend(w.pieces, p.Object, int(p.Piece))
+	if len(part.seen) < o.NumPieces() {
 		return nil
 	}
-	if _, dup := w.have[o.Digest]; dup {
-		return fmt.Errorf("object %d was had already", p.Object)
-	}
-	if toc.Digest(sha256.Sum256(w.partial[p.Object])) != o.Digest {
+	if toc.Digest(sha256.Sum256(part.b)) != o.Digest {
 		return fmt.Errorf("object %d is wrong", p.Object)
 	}
-	w.have[o.Digest] = w.partial[p.Object]
+	w.have[o.Digest] = part.b
 	delete(w.partial, p.Object)
 	w.got = append(w.got, p.Object)
 	return nil
+}
+
+// whole makes items of objects.
+func whole(ids ...uint32) []Item {
+	items := make([]Item, len(ids))
+	for i, id := range ids {
+		items[i] = Item{Object: id, Pieces: 1}
+	}
+	return items
 }
 
 // bundle returns what write writes, with an end frame.
@@ -253,7 +283,7 @@ func bundle(t testing.TB, write func(*wire.Writer) error) []byte {
 	return b.Bytes()
 }
 
-func stream(t testing.TB, f *fixture, p *Plan, skip func(uint32) bool) []byte {
+func stream(t testing.TB, f *fixture, p *Plan, skip func(uint32, int) bool) []byte {
 	t.Helper()
 	return bundle(t, func(w *wire.Writer) error {
 		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Skip: skip})

@@ -4,12 +4,13 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 
+	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // encoding is part of every plan's digest. It changes whenever Stream would
 // write other bytes for the same plan.
-const encoding = "starlight data frames 1\n"
+const encoding = "starlight data frames 2\n"
 
 // Inventory is a layer of which the worker has objects.
 type Inventory struct {
@@ -19,12 +20,29 @@ type Inventory struct {
 	Missing []byte
 }
 
+// Item is an object, or a run of pieces of it: what orders and plans are made of.
+type Item = wire.Range
+
+// Order says in which order an image should be sent.
+type Order struct {
+	// Items, the most urgent first. An object may be in several of them: the pieces
+	// that a start reads first, the others later. What is named wrongly or twice is
+	// ignored, what is not named comes last.
+	Items []Item
+	// Hot is how many of Items a start of the image is expected to read. Nobody
+	// is expected to wait for the others.
+	Hot int
+}
+
 // Plan is what a worker is sent.
 type Plan struct {
-	// Objects are indices into Image.Objects, in the order of sending.
-	Objects []uint32
-	// Bytes of Objects, uncompressed.
-	Bytes int64
+	// Items in the order of sending. No piece is in two of them, and Pieces is never 0.
+	Items []Item
+	// Hot is how many of Items a start of the image is expected to read.
+	Hot int
+	// Objects is the number of objects, and Bytes their size, uncompressed.
+	Objects int
+	Bytes   int64
 	// TotalObjects and TotalBytes are those of the image's tree, whatever the
 	// worker has.
 	TotalObjects int
@@ -34,27 +52,69 @@ type Plan struct {
 	Digest toc.Digest
 }
 
-// Make plans what to send of img to a worker with the given inventory. order names
-// objects, the most urgent first; it may name any part of them, and what it
-// names wrongly or twice is ignored. Objects that it does not name come after it.
-func Make(img *Image, have []Inventory, order []uint32) *Plan {
+// Make plans what to send of img to a worker with the given inventory.
+func Make(img *Image, have []Inventory, order Order) *Plan {
 	p := &Plan{TotalObjects: len(img.rest), TotalBytes: img.bytes}
-	done := make([]bool, len(img.Objects)) // had or planned
+	had := make([]bool, len(img.Objects))
 	for _, h := range have {
-		img.mark(done, h)
+		img.mark(had, h)
 	}
-	p.Objects = make([]uint32, 0, len(img.rest))
-	for _, list := range [...][]uint32{order, img.rest} {
-		for _, id := range list {
-			if int64(id) < int64(len(done)) && img.needed[id] && !done[id] {
-				done[id] = true
-				p.Objects = append(p.Objects, id)
-				p.Bytes += img.Objects[id].Size
-			}
+	p.Items = make([]Item, 0, max(len(img.rest), len(order.Items)))
+	planned := newPieces(img)
+	for i, it := range order.Items {
+		if int64(it.Object) < int64(len(had)) && img.needed[it.Object] && !had[it.Object] {
+			p.add(img, planned, it)
+		}
+		if i < order.Hot {
+			p.Hot = len(p.Items)
 		}
 	}
-	p.Digest = img.digest(p.Objects)
+	for _, id := range img.rest {
+		if !had[id] {
+			p.add(img, planned, Item{Object: id})
+			p.Objects++
+			p.Bytes += img.Objects[id].Size
+		}
+	}
+	p.Digest = img.digest(p)
 	return p
+}
+
+// add appends what of it is not planned yet.
+func (p *Plan) add(img *Image, planned pieces, it Item) {
+	first, end := clip(it, img.Objects[it.Object].NumPieces())
+	run := false // the last item goes on
+	for i := first; i < end; i++ {
+		switch {
+		case !planned.set(it.Object, i):
+			run = false
+		case run:
+			p.Items[len(p.Items)-1].Pieces++
+		default:
+			p.Items = append(p.Items, Item{Object: it.Object, First: uint32(i), Pieces: 1})
+			run = true
+		}
+	}
+}
+
+// clip returns the pieces that an item names of an object that has n.
+func clip(it Item, n int) (first, end int) {
+	first, end = int(min(uint64(it.First), uint64(n))), n
+	if it.Pieces > 0 {
+		end = int(min(uint64(it.First)+uint64(it.Pieces), uint64(n)))
+	}
+	return first, end
+}
+
+// extend appends a piece to the last item, if it continues that, or as a new one.
+func extend(items []Item, object uint32, piece int) []Item {
+	if n := len(items); n > 0 {
+		if last := &items[n-1]; last.Object == object && int64(last.First)+int64(last.Pieces) == int64(piece) {
+			last.Pieces++
+			return items
+		}
+	}
+	return append(items, Item{Object: object, First: uint32(piece), Pieces: 1})
 }
 
 // mark sets done for the objects of img that are in h.
@@ -81,21 +141,25 @@ func missing(bits []byte, i int) bool {
 	return i/8 < len(bits) && bits[i/8]&(1<<(i%8)) != 0
 }
 
-// digest hashes what the frames are made of: indices, which stand in them, and
+// digest hashes what the frames are made of: numbers, which stand in them, and
 // contents.
-func (img *Image) digest(objects []uint32) toc.Digest {
+func (img *Image) digest(p *Plan) toc.Digest {
 	h := sha256.New()
 	h.Write([]byte(encoding))
 	const batch = 128
-	buf := make([]byte, 0, batch*(4+len(toc.Digest{})))
-	for i, id := range objects {
-		buf = binary.BigEndian.AppendUint32(buf, id)
-		buf = append(buf, img.Objects[id].Digest[:]...)
-		if len(buf) == cap(buf) || i == len(objects)-1 {
+	buf := make([]byte, 0, 8+batch*(12+len(toc.Digest{})))
+	buf = binary.BigEndian.AppendUint64(buf, uint64(p.Hot))
+	for i, it := range p.Items {
+		buf = binary.BigEndian.AppendUint32(buf, it.Object)
+		buf = binary.BigEndian.AppendUint32(buf, it.First)
+		buf = binary.BigEndian.AppendUint32(buf, it.Pieces)
+		buf = append(buf, img.Objects[it.Object].Digest[:]...)
+		if i%batch == batch-1 {
 			h.Write(buf)
 			buf = buf[:0]
 		}
 	}
+	h.Write(buf)
 	var d toc.Digest
 	h.Sum(d[:0])
 	return d

@@ -61,10 +61,11 @@ func TestDeltaGivesTheImage(t *testing.T) {
 		for d := range w.have {
 			had[d] = true
 		}
-		order := make([]uint32, r.IntN(len(f.img.Objects)+1))
-		for i := range order {
-			order[i] = r.Uint32N(uint32(len(f.img.Objects)) + 3)
+		order := Order{Items: make([]Item, r.IntN(len(f.img.Objects)+1))}
+		for i := range order.Items {
+			order.Items[i] = Item{Object: r.Uint32N(uint32(len(f.img.Objects)) + 3), First: r.Uint32N(3), Pieces: r.Uint32N(4)}
 		}
+		order.Hot = r.IntN(len(order.Items) + 1)
 		p := Make(f.img, have, order)
 		if err := w.receive(f.img.Objects, stream(t, f, p, nil)); err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
@@ -94,18 +95,22 @@ func checkDelta(t *testing.T, f *fixture, p *Plan, w *worker, had map[toc.Digest
 		t.Errorf("totals: got %d, %d, want %d, %d", p.TotalObjects, p.TotalBytes, len(needed), bytes)
 	}
 	sum := int64(0)
-	for _, id := range p.Objects {
-		o := f.img.Objects[id]
-		sum += o.Size
+	var pieces []Item
+	for _, it := range p.Items {
+		o := f.img.Objects[it.Object]
 		if !needed[o.Digest] || had[o.Digest] {
-			t.Errorf("object %d was sent: needed %v, had %v", id, needed[o.Digest], had[o.Digest])
+			t.Errorf("object %d was sent: needed %v, had %v", it.Object, needed[o.Digest], had[o.Digest])
+		}
+		for i := range it.Pieces {
+			sum += int64(o.PieceLen(int(it.First + i)))
+			pieces = extend(pieces, it.Object, int(it.First+i))
 		}
 	}
-	if sum != p.Bytes || len(w.got) != len(p.Objects) {
-		t.Errorf("got %d objects of %d bytes, the plan says %d of %d", len(w.got), sum, len(p.Objects), p.Bytes)
+	if sum != p.Bytes || len(w.got) != p.Objects {
+		t.Errorf("got %d objects of %d bytes, the plan says %d of %d", len(w.got), sum, p.Objects, p.Bytes)
 	}
-	if !slices.Equal(w.got, p.Objects) {
-		t.Error("objects were not sent in the order of the plan")
+	if !slices.Equal(w.pieces, pieces) {
+		t.Error("pieces were not sent in the order of the plan")
 	}
 }
 
@@ -116,9 +121,31 @@ func TestMakeFollowsTheOrder(t *testing.T) {
 	}
 	f := newFixture(t, l)
 	have := []Inventory{{TOC: f.tocs[0], Missing: []byte{0b110111}}} // has 3
-	got := Make(f.img, have, []uint32{5, 99, 3, 5, 1<<32 - 1, 0}).Objects
-	if d := cmp.Diff([]uint32{5, 0, 1, 2, 4}, got); d != "" {
+	got := Make(f.img, have, Order{whole(5, 99, 3, 5, 1<<32-1, 0), 3})
+	if d := cmp.Diff(whole(5, 0, 1, 2, 4), got.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
+	}
+	if got.Hot != 1 {
+		t.Errorf("got %d hot items, want 1: the others are had, wrong or after them", got.Hot)
+	}
+}
+
+func TestMakeCutsObjects(t *testing.T) {
+	f := textFixture(t, 1, 1000, 9*toc.PieceSize+1)
+	run := func(object, first, pieces uint32) Item { return Item{Object: object, First: first, Pieces: pieces} }
+	got := Make(f.img, nil, Order{[]Item{
+		run(1, 8, 1), run(1, 4, 2), run(1, 3, 3), run(0, 1, 0), run(0, 0, 7), run(1, 9, 1<<31), run(1, 10, 0),
+	}, 2})
+	want := []Item{run(1, 8, 1), run(1, 4, 2), run(1, 3, 1), run(0, 0, 1), run(1, 9, 1), run(1, 0, 3), run(1, 6, 2)}
+	if d := cmp.Diff(want, got.Items); d != "" {
+		t.Errorf("plan differs (-want +got):\n%s", d)
+	}
+	if got.Hot != 2 || got.Objects != 2 {
+		t.Errorf("got %d hot items, %d objects, want 2, 2", got.Hot, got.Objects)
+	}
+	w := newWorker()
+	if err := w.receive(f.img.Objects, stream(t, f, got, nil)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -132,8 +159,8 @@ func TestMakeLeavesHiddenObjectsOut(t *testing.T) {
 	upper.file(t, ".wh.c", nil)
 	upper.file(t, "d", []byte("moved"))
 	f := newFixture(t, lower, upper)
-	p := Make(f.img, nil, []uint32{0, 1, 2, 3})
-	if d := cmp.Diff([]uint32{2, 3}, p.Objects); d != "" {
+	p := Make(f.img, nil, Order{whole(0, 1, 2, 3), 0})
+	if d := cmp.Diff(whole(2, 3), p.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
 	}
 	if at := f.img.Place(2); at != (Place{0, 2}) {
@@ -144,16 +171,16 @@ func TestMakeLeavesHiddenObjectsOut(t *testing.T) {
 func TestPlanDigest(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 4))
 	f := randomFixture(t, r)
-	first := Make(f.img, nil, nil)
-	if again := Make(f.img, nil, nil); again.Digest != first.Digest {
+	first := Make(f.img, nil, Order{})
+	if again := Make(f.img, nil, Order{}); again.Digest != first.Digest {
 		t.Error("equal plans have different digests")
 	}
-	last := first.Objects[len(first.Objects)-1]
-	if other := Make(f.img, nil, []uint32{last}); other.Digest == first.Digest {
+	last := first.Items[len(first.Items)-1]
+	if other := Make(f.img, nil, Order{Items: []Item{last}}); other.Digest == first.Digest {
 		t.Error("plans of different order have the same digest")
 	}
 	w := newWorker()
-	if other := Make(f.img, randomInventory(r, f, w), nil); len(other.Objects) != len(first.Objects) && other.Digest == first.Digest {
+	if other := Make(f.img, randomInventory(r, f, w), Order{}); other.Objects != first.Objects && other.Digest == first.Digest {
 		t.Error("plans of different objects have the same digest")
 	}
 }
@@ -180,17 +207,18 @@ func TestMakeGolden(t *testing.T) {
 	f := newFixture(t, lower, upper)
 	sh, _ := f.img.Index(sha256.Sum256([]byte("bin/sh")))
 	index, _ := f.img.Index(sha256.Sum256([]byte("app/index.js")))
-	p := Make(f.img, nil, []uint32{index, sh})
+	p := Make(f.img, nil, Order{whole(index, sh), 1})
 	names := map[toc.Digest]string{}
 	_ = f.tree.Walk(func(path string, n *toc.Node) error {
 		names[n.Object] += " " + path
 		return nil
 	})
 	var got strings.Builder
-	for _, id := range p.Objects {
+	for _, it := range p.Items {
+		id := it.Object
 		fmt.Fprintf(&got, "%d %d%s\n", id, f.img.Objects[id].Size, names[f.img.Objects[id].Digest])
 	}
-	fmt.Fprintf(&got, "%d objects, %d bytes, of %d, %d\n%s\n", len(p.Objects), p.Bytes, p.TotalObjects, p.TotalBytes, p.Digest)
+	fmt.Fprintf(&got, "%d objects, %d bytes, of %d, %d\n%s\n", p.Objects, p.Bytes, p.TotalObjects, p.TotalBytes, p.Digest)
 	file := filepath.Join("testdata", "plan.golden")
 	if *update {
 		if err := os.MkdirAll("testdata", 0o755); err != nil {
@@ -212,7 +240,7 @@ func TestMakeGolden(t *testing.T) {
 func FuzzMake(f *testing.F) {
 	img := randomFixture(f, rand.New(rand.NewPCG(5, 5)))
 	f.Add([]byte{}, []byte{}, uint8(0))
-	f.Add([]byte{0xff}, []byte{0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff}, uint8(3))
+	f.Add([]byte{0xff}, []byte{0, 0, 0, 1, 0xff, 0xff, 0xff, 0xff, 1, 2, 3, 4}, uint8(3))
 	f.Fuzz(func(t *testing.T, bits, order []byte, layers uint8) {
 		var have []Inventory
 		for i, l := range img.tocs {
@@ -220,12 +248,13 @@ func FuzzMake(f *testing.F) {
 				have = append(have, Inventory{TOC: l, Missing: bits})
 			}
 		}
-		var ids []uint32
-		for ; len(order) >= 4; order = order[4:] {
-			ids = append(ids, binary.BigEndian.Uint32(order))
+		var o Order
+		for ; len(order) >= 6; order = order[6:] {
+			o.Items = append(o.Items, Item{Object: binary.BigEndian.Uint32(order), First: uint32(order[4]), Pieces: uint32(order[5])})
 		}
-		p := Make(img.img, have, ids)
-		if len(p.Objects) > p.TotalObjects || p.Bytes > p.TotalBytes {
+		o.Hot = int(layers)
+		p := Make(img.img, have, o)
+		if p.Objects > p.TotalObjects || p.Bytes > p.TotalBytes || p.Hot > len(p.Items) {
 			t.Fatalf("plan is more than the image: %+v", p)
 		}
 	})
@@ -259,9 +288,9 @@ func BenchmarkMake(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	order := make([]uint32, 2000)
-	for i := range order {
-		order[i] = uint32(n - 1 - 7*i%n)
+	order := Order{Items: make([]Item, 2000), Hot: 2000}
+	for i := range order.Items {
+		order.Items[i].Object = uint32(n - 1 - 7*i%n)
 	}
 	for name, have := range map[string][]Inventory{"fresh": nil, "update": {{TOC: had}}, "same": {{TOC: want}}} {
 		b.Run(name, func(b *testing.B) {

@@ -14,15 +14,14 @@ const ahead = 2
 
 // Steer is how others change a stream under way.
 type Steer struct {
-	// Skip, if not nil, leaves out the objects for which it returns true. It is
-	// asked once for each object, in the order of the plan, right before the
-	// object is read.
-	Skip func(object uint32) bool
-	// Urgent, if not nil, returns objects that a reader waits for now. They are
+	// Skip, if not nil, leaves out the pieces for which it returns true. It is asked
+	// once for each piece, in the order of the plan, right before it is read.
+	Skip func(object uint32, piece int) bool
+	// Urgent, if not nil, returns what a reader waits for now. They are
 	// sent before anything else; their caller has claimed them. It is asked before
 	// each frame, and once more, with last set, when the plan is done: then
 	// nothing may become urgent any more.
-	Urgent func(last bool) []uint32
+	Urgent func(last bool) []Item
 }
 
 // Stream writes the data frames of a plan to w, and no end frame. If it is not
@@ -51,15 +50,18 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 	}
 	g.Go(func() error {
 		defer close(ready)
-		for _, id := range p.Objects {
-			if err := m.hurry(ctx, false); err != nil {
-				return err
-			}
-			if steer.Skip != nil && steer.Skip(id) {
-				continue
-			}
-			if err := m.add(ctx, id); err != nil {
-				return err
+		for _, it := range p.Items {
+			for i := range it.Pieces {
+				if err := m.hurry(ctx, false); err != nil {
+					return err
+				}
+				piece := int(it.First + i)
+				if steer.Skip != nil && steer.Skip(it.Object, piece) {
+					continue
+				}
+				if err := m.add(ctx, it.Object, piece); err != nil {
+					return err
+				}
 			}
 		}
 		if err := m.flush(ctx); err != nil {

@@ -22,10 +22,10 @@ import (
 func TestStreamIsDeterministic(t *testing.T) {
 	r := rand.New(rand.NewPCG(6, 6))
 	f, other := randomFixture(t, r), randomFixture(t, r)
-	p := Make(f.img, nil, nil)
+	p := Make(f.img, nil, Order{})
 	first := stream(t, f, p, nil)
 	for range 5 {
-		stream(t, other, Make(other.img, nil, nil), nil) // leaves traces in pooled encoders
+		stream(t, other, Make(other.img, nil, Order{}), nil) // leaves traces in pooled encoders
 		if !bytes.Equal(first, stream(t, f, p, nil)) {
 			t.Fatal("the same plan gave other bytes")
 		}
@@ -34,29 +34,33 @@ func TestStreamIsDeterministic(t *testing.T) {
 
 func TestStreamSkips(t *testing.T) {
 	f := randomFixture(t, rand.New(rand.NewPCG(7, 7)))
-	p := Make(f.img, nil, nil)
+	p := Make(f.img, nil, Order{})
 	c := NewClaims(f.img, p)
-	var want, asked []uint32
-	for i, id := range p.Objects {
-		if i%3 == 0 {
-			c.Claim(id)
-		} else {
-			want = append(want, id)
+	var want, all, asked []Item
+	for i, it := range p.Items {
+		for n := range it.Pieces {
+			piece := int(it.First + n)
+			all = extend(all, it.Object, piece)
+			if (i+int(n))%3 == 0 {
+				c.Claim(it.Object, piece)
+			} else {
+				want = extend(want, it.Object, piece)
+			}
 		}
 	}
 	w := newWorker()
-	b := stream(t, f, p, func(id uint32) bool {
-		asked = append(asked, id)
-		return c.Skip(id)
+	b := stream(t, f, p, func(id uint32, piece int) bool {
+		asked = extend(asked, id, piece)
+		return c.Skip(id, piece)
 	})
-	if err := w.receive(f.img.Objects, b); err != nil {
+	if err := w.read(f.img.Objects, b); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(w.got, want) {
-		t.Errorf("got objects %v, want %v", w.got, want)
+	if !slices.Equal(w.pieces, want) {
+		t.Errorf("got %v, want %v", w.pieces, want)
 	}
-	if !slices.Equal(asked, p.Objects) {
-		t.Error("skip was not asked once for each object in the order of the plan")
+	if !slices.Equal(asked, all) {
+		t.Error("skip was not asked once for each piece in the order of the plan")
 	}
 }
 
@@ -77,7 +81,7 @@ func textFixture(t testing.TB, n, size, large int) *fixture {
 func TestStreamFramesGrow(t *testing.T) {
 	f := textFixture(t, 400, 10_000, toc.PieceSize+5)
 	w := newWorker()
-	if err := w.receive(f.img.Objects, stream(t, f, Make(f.img, nil, nil), nil)); err != nil {
+	if err := w.receive(f.img.Objects, stream(t, f, Make(f.img, nil, Order{}), nil)); err != nil {
 		t.Fatal(err)
 	}
 	// 64, 128, then up to 256 KiB; the pieces of the large one alone.
@@ -95,7 +99,7 @@ func TestStreamManyTinyObjects(t *testing.T) {
 	}
 	f := newFixture(t, l)
 	w := newWorker()
-	if err := w.receive(f.img.Objects, stream(t, f, Make(f.img, nil, nil), nil)); err != nil {
+	if err := w.receive(f.img.Objects, stream(t, f, Make(f.img, nil, Order{}), nil)); err != nil {
 		t.Fatal(err)
 	}
 	if len(w.got) != len(f.img.Objects) || len(w.frames) != 4 {
@@ -108,7 +112,7 @@ func TestStreamDoesNotHoldBack(t *testing.T) {
 	f := textFixture(t, 10, 1000, 2*SmallObject)
 	large := uint32(10)
 	w := newWorker()
-	b := stream(t, f, Make(f.img, nil, []uint32{3, large, 5}), nil)
+	b := stream(t, f, Make(f.img, nil, Order{whole(3, large, 5), 0}), nil)
 	if err := w.receive(f.img.Objects, b); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +140,7 @@ func (w brokenWriter) Write([]byte) (int, error) { return 0, w.err }
 
 func TestStreamReportsErrors(t *testing.T) {
 	f := textFixture(t, 100, 20_000, 0)
-	p := Make(f.img, nil, nil)
+	p := Make(f.img, nil, Order{})
 	broken := errors.New("broken")
 	canceled, cancel := context.WithCancelCause(t.Context())
 	cancel(broken)
@@ -182,7 +186,7 @@ func (w *stopWriter) Write(b []byte) (int, error) {
 func TestStreamMemory(t *testing.T) {
 	const streams = 10
 	f := textFixture(t, 600, 2000, 20*toc.PieceSize)
-	p := Make(f.img, nil, nil)
+	p := Make(f.img, nil, Order{})
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -226,20 +230,20 @@ func TestAnswer(t *testing.T) {
 		}
 		return ids
 	}
-	had := Make(f.img, []Inventory{{TOC: f.tocs[0], Missing: []byte{0, 0xf0}}}, nil) // lacks 12 to 15
+	had := Make(f.img, []Inventory{{TOC: f.tocs[0], Missing: []byte{0, 0xf0}}}, Order{}) // lacks 12 to 15
 	tests := map[string]struct {
-		asked  []uint32
+		asked  []Item
 		exact  bool
 		claims *Claims
 		want   []uint32
 	}{
-		"exact":              {[]uint32{50, 110, 3, 50}, true, nil, []uint32{50, 110, 3}},
-		"what follows":       {[]uint32{10}, false, nil, id(10, 65)},
-		"around the end":     {[]uint32{90}, false, nil, slices.Concat(id(90, 10), id(0, 55))},
-		"not above 256 KiB":  {[]uint32{100}, false, nil, id(100, 7)},
-		"large alone":        {[]uint32{110}, false, nil, []uint32{110}},
-		"not what is had":    {[]uint32{13}, false, NewClaims(f.img, had), []uint32{13, 14, 15, 12}},
-		"asked though it is": {[]uint32{1}, false, NewClaims(f.img, had), []uint32{1, 12, 13, 14, 15}},
+		"exact":              {[]Item{{Object: 50}, {Object: 110}, {Object: 3}, {Object: 50}}, true, nil, []uint32{50, 110, 3}},
+		"what follows":       {whole(10), false, nil, id(10, 65)},
+		"around the end":     {whole(90), false, nil, slices.Concat(id(90, 10), id(0, 55))},
+		"not above 256 KiB":  {whole(100), false, nil, id(100, 7)},
+		"large alone":        {[]Item{{Object: 110}}, false, nil, []uint32{110}},
+		"not what is had":    {whole(13), false, NewClaims(f.img, had), []uint32{13, 14, 15, 12}},
+		"asked though it is": {whole(1), false, NewClaims(f.img, had), []uint32{1, 12, 13, 14, 15}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -257,13 +261,13 @@ func TestAnswer(t *testing.T) {
 				return
 			}
 			for _, id := range w.got {
-				if tt.claims.Claim(id) {
+				if tt.claims.Claim(id, 0) {
 					t.Errorf("object %d was sent and not claimed", id)
 				}
 			}
 		})
 	}
-	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, []uint32{111}, false, f.packs, nil)
+	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, whole(111), false, f.packs, nil)
 	if !errors.Is(err, toc.ErrInvalid) {
 		t.Errorf("unknown object: got %v, want ErrInvalid", err)
 	}
@@ -272,7 +276,7 @@ func TestAnswer(t *testing.T) {
 // Stream and answers together send everything, and what is not asked for once.
 func TestClaimsAreShared(t *testing.T) {
 	f := textFixture(t, 2000, 700, 0)
-	p := Make(f.img, nil, nil)
+	p := Make(f.img, nil, Order{})
 	c := NewClaims(f.img, p)
 	var g errgroup.Group
 	got := make([]*worker, 4)
@@ -283,7 +287,7 @@ func TestClaimsAreShared(t *testing.T) {
 				if i == 0 {
 					return Stream(t.Context(), w, f.img, p, f.packs, Steer{Skip: c.Skip})
 				}
-				return Answer(t.Context(), w, f.img, []uint32{uint32(i * 450)}, false, f.packs, c)
+				return Answer(t.Context(), w, f.img, whole(uint32(i*450)), false, f.packs, c)
 			})
 			return got[i].receive(f.img.Objects, b)
 		})
@@ -297,14 +301,45 @@ func TestClaimsAreShared(t *testing.T) {
 			times[id]++
 		}
 	}
-	for _, id := range p.Objects {
+	for _, it := range p.Items {
+		id := it.Object
 		asked := id%450 == 0 && id > 0 && id < 4*450
 		if n := times[id]; n != 1 && (!asked || n != 2) {
 			t.Errorf("object %d was sent %d times", id, n)
 		}
 	}
-	if c.Claim(1<<32 - 1) {
-		t.Error("an object that does not exist could be claimed")
+}
+
+// A reader that waits for some pieces of a large object gets these next, once, and
+// the rest where it was planned.
+func TestUrgentPieces(t *testing.T) {
+	f := textFixture(t, 3, 1000, 20*toc.PieceSize)
+	const large = 3
+	run := func(first, pieces uint32) Item { return Item{Object: large, First: first, Pieces: pieces} }
+	p := Make(f.img, nil, Order{})
+	c := NewClaims(f.img, p)
+	asked := map[int][]Item{2: {run(15, 2)}, 5: {run(16, 3), run(1, 1)}} // when piece number … comes
+	w := newWorker()
+	b := bundle(t, func(w *wire.Writer) error {
+		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Urgent: c.Urgent, Skip: func(object uint32, piece int) bool {
+			if object == large && asked[piece] != nil {
+				if rest := c.Urge(asked[piece], true); len(rest) > 0 {
+					t.Errorf("%v will not come with the stream", rest)
+				}
+				delete(asked, piece)
+			}
+			return c.Skip(object, piece)
+		}})
+	})
+	if err := w.receive(f.img.Objects, b); err != nil {
+		t.Fatal(err)
+	}
+	want := append(whole(0, 1, 2), run(0, 3), run(15, 2), run(3, 3), run(17, 2), run(6, 9), run(19, 1))
+	if !slices.Equal(w.pieces, want) {
+		t.Errorf("got %v, want %v", w.pieces, want)
+	}
+	if rest := c.Urge([]Item{run(7, 1)}, true); !slices.Equal(rest, []Item{run(7, 1)}) {
+		t.Errorf("asked after the end: got %v as the rest", rest)
 	}
 }
 
@@ -313,7 +348,7 @@ func BenchmarkStream(b *testing.B) {
 		"small": textFixture(b, 5000, 4000, 0),
 		"large": textFixture(b, 1, 1, 20*toc.PieceSize),
 	} {
-		p := Make(f.img, nil, nil)
+		p := Make(f.img, nil, Order{})
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(p.Bytes)
 			b.ReportAllocs()

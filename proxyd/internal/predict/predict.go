@@ -61,8 +61,9 @@ func DefaultLimits() Limits {
 const maxDepth = 256
 
 // Order returns the objects of the tree's regular files, each once, in the
-// order in which they should be sent. It fails only if ctx ends.
-func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, limits Limits) ([]uint32, error) {
+// order in which they should be sent; the first hot of them a start is expected
+// to read. It fails only if ctx ends.
+func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, limits Limits) (order []uint32, hot int, err error) {
 	p := &predictor{
 		ctx:     ctx,
 		view:    newView(entries),
@@ -76,11 +77,12 @@ func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, li
 		loaded:  make(map[string]bool),
 	}
 	p.start()
+	hot = len(p.order)
 	p.rest()
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return p.order, nil
+	return p.order, hot, nil
 }
 
 // predictor is the state of one Order.

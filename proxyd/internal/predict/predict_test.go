@@ -187,7 +187,7 @@ func TestOrderEndsWithContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	tr := newTree(map[string]string{"bin/x*": "#!/bin/x"})
-	if _, err := Order(ctx, tr.entries, Config{Cmd: []string{"x"}}, tr, DefaultLimits()); !errors.Is(err, context.Canceled) {
+	if _, _, err := Order(ctx, tr.entries, Config{Cmd: []string{"x"}}, tr, DefaultLimits()); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want %v", err, context.Canceled)
 	}
 }
@@ -203,7 +203,7 @@ func TestOrderIsBounded(t *testing.T) {
 	limits := DefaultLimits()
 	limits.Bytes = 1 << 20
 	tr := newTree(files)
-	order, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"main"}}, tr, limits)
+	order, _, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"main"}}, tr, limits)
 	if err != nil || len(order) != len(tr.contents) {
 		t.Errorf("got %d objects and %v, want all %d", len(order), err, len(tr.contents))
 	}
@@ -248,7 +248,7 @@ func BenchmarkOrder(b *testing.B) {
 		tr.contents = append(tr.contents, []byte{'x'})
 	}
 	for b.Loop() {
-		if _, err := Order(b.Context(), tr.entries, Config{Cmd: []string{"ls"}}, tr, DefaultLimits()); err != nil {
+		if _, _, err := Order(b.Context(), tr.entries, Config{Cmd: []string{"ls"}}, tr, DefaultLimits()); err != nil {
 			b.Fatal(err)
 		}
 	}

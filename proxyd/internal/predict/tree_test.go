@@ -121,7 +121,7 @@ func (t *tree) ReadObjectAt(_ context.Context, object uint32, p []byte, off int6
 // paths runs Order and names what it gives.
 func (t *tree) paths(tb testing.TB, cfg Config) []string {
 	tb.Helper()
-	order, err := Order(tb.Context(), t.entries, cfg, t, DefaultLimits())
+	order, hot, err := Order(tb.Context(), t.entries, cfg, t, DefaultLimits())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -132,6 +132,9 @@ func (t *tree) paths(tb testing.TB, cfg Config) []string {
 			name[uint32(e.Object)] = e.Path
 			files++
 		}
+	}
+	if hot > files {
+		tb.Errorf("got %d hot objects of %d", hot, files)
 	}
 	if len(order) != files {
 		tb.Fatalf("got %d objects in the order, want %d", len(order), files)

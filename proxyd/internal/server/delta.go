@@ -175,7 +175,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 		return err
 	}
 	if !b.req.HeaderOnly {
-		b.rec.objects, b.rec.bytes = len(plan.Objects), plan.Bytes
+		b.rec.objects, b.rec.bytes = plan.Objects, plan.Bytes
 		if err := b.data(ctx, im, plan, st); err != nil {
 			return err
 		}
@@ -187,7 +187,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, stream string) error {
 	h := &wire.Header{
 		Stream: stream, Plan: plan.Digest,
-		Objects: len(plan.Objects), Bytes: plan.Bytes,
+		Objects: plan.Objects, Bytes: plan.Bytes,
 		TotalObjects: plan.TotalObjects, TotalBytes: plan.TotalBytes,
 	}
 	documents := []*registry.Blob{&b.img.Manifest, &b.img.Config}
@@ -245,13 +245,15 @@ func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, stream s
 func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stream) error {
 	packs := b.s.library.packSet(im.layers)
 	defer packs.close()
-	var skipped []uint32
-	skip := func(object uint32) bool {
-		if !st.claims.Skip(object) {
-			b.s.cfg.Metrics.bundleObjects.Inc()
+	var skipped []delta.Item
+	skip := func(object uint32, piece int) bool {
+		if !st.claims.Skip(object, piece) {
+			if piece == 0 {
+				b.s.cfg.Metrics.bundleObjects.Inc()
+			}
 			return false
 		}
-		skipped = append(skipped, object)
+		skipped = append(skipped, delta.Item{Object: object, First: uint32(piece), Pieces: 1})
 		return true
 	}
 	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, delta.Steer{Skip: skip, Urgent: st.claims.Urgent}); err != nil {
@@ -262,7 +264,7 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stre
 	}
 	// An answer to a request for single objects broke off: what it claimed may
 	// not have got through.
-	return delta.Stream(ctx, b.out, im.delta, &delta.Plan{Objects: skipped}, packs.pack, delta.Steer{})
+	return delta.Stream(ctx, b.out, im.delta, &delta.Plan{Items: skipped}, packs.pack, delta.Steer{})
 }
 
 // inventory loads what the worker has, as far as it is of use for the image: the

@@ -38,7 +38,7 @@ type image struct {
 	manifest toc.Digest
 	layers   []*meta.Layer
 	delta    *delta.Image
-	order    []uint32
+	order    delta.Order
 }
 
 func newLibrary(cfg Config) *library {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -23,60 +24,100 @@ const orderStatic = "static"
 
 // orderVersion is the first byte of a stored order. It changes with the
 // predictor, so that orders of an older one are computed again.
-const orderVersion = 6
+const orderVersion = 7
 
 // order returns the order of sending: the stored one, or the predicted one,
 // which is stored.
-func (l *library) order(ctx context.Context, im *image, img *registry.Image, tree *toc.Tree) ([]uint32, error) {
+func (l *library) order(ctx context.Context, im *image, img *registry.Image, tree *toc.Tree) (delta.Order, error) {
 	stored, err := l.cfg.Meta.Order(ctx, im.manifest, orderStatic)
 	if err == nil {
-		if order, ok := decodeOrder(stored, len(im.delta.Objects)); ok {
+		if order, ok := decodeOrder(stored, im.delta.Objects); ok {
 			return order, nil
 		}
 	} else if !errors.Is(err, meta.ErrNotFound) {
-		return nil, fmt.Errorf("order of sending: %w", err)
+		return delta.Order{}, fmt.Errorf("order of sending: %w", err)
 	}
 	order, err := l.predict(ctx, im, img, tree)
 	if err != nil {
-		return nil, fmt.Errorf("predict the order of sending: %w", err)
+		return delta.Order{}, fmt.Errorf("predict the order of sending: %w", err)
 	}
 	if err := l.cfg.Meta.PutOrder(ctx, im.manifest, orderStatic, encodeOrder(order)); err != nil {
-		return nil, fmt.Errorf("store the order of sending: %w", err)
+		return delta.Order{}, fmt.Errorf("store the order of sending: %w", err)
 	}
 	return order, nil
 }
 
-func encodeOrder(order []uint32) []byte {
-	b := append(make([]byte, 0, 1+3*len(order)), orderVersion)
+// encodeOrder stores an order as
+//
+//	orderVersion hot(uvarint) *(object(varint) [first(uvarint) pieces(uvarint)])
+//
+// where object is the distance to the successor of the object before, so that
+// neighbours take one byte, shifted left by one; its lowest bit says that it is not
+// the whole object.
+func encodeOrder(order delta.Order) []byte {
+	b := append(make([]byte, 0, 8+3*len(order.Items)), orderVersion)
+	b = binary.AppendUvarint(b, uint64(order.Hot))
 	prev := int64(-1)
-	for _, id := range order {
-		b = binary.AppendVarint(b, int64(id)-prev-1) // neighbours take one byte
-		prev = int64(id)
+	for _, it := range order.Items {
+		part := it.First > 0 || it.Pieces > 0
+		v := (int64(it.Object) - prev - 1) << 1
+		if part {
+			v |= 1
+		}
+		b = binary.AppendVarint(b, v)
+		if part {
+			b = binary.AppendUvarint(b, uint64(it.First))
+			b = binary.AppendUvarint(b, uint64(it.Pieces))
+		}
+		prev = int64(it.Object)
 	}
 	return b
 }
 
-func decodeOrder(b []byte, objects int) ([]uint32, bool) {
+// maxItems bounds the items of a stored order for each piece of the image: more
+// than one of them would name it in vain.
+const maxItems = 2
+
+func decodeOrder(b []byte, objects []toc.Object) (order delta.Order, ok bool) {
 	if len(b) == 0 || b[0] != orderVersion {
-		return nil, false
+		return order, false
 	}
-	order := make([]uint32, 0, min(objects, len(b)))
-	prev := int64(-1)
-	for b = b[1:]; len(b) > 0; {
-		d, n := binary.Varint(b)
-		if n <= 0 || len(order) == objects {
-			return nil, false
+	most := 0
+	for i := range objects {
+		most += maxItems * objects[i].NumPieces()
+	}
+	b = b[1:]
+	uvarint := func(limit int) uint32 {
+		v, n := binary.Uvarint(b)
+		if ok = ok && n > 0 && v <= uint64(limit); !ok {
+			return 0
 		}
 		b = b[n:]
-		if prev += d + 1; prev < 0 || prev >= int64(objects) {
-			return nil, false
-		}
-		order = append(order, uint32(prev))
+		return uint32(v)
 	}
-	return order, true
+	ok = true
+	order.Hot = int(uvarint(most))
+	order.Items = make([]delta.Item, 0, min(most, len(b)))
+	prev := int64(-1)
+	for ok && len(b) > 0 && len(order.Items) < most {
+		v, n := binary.Varint(b)
+		if n <= 0 {
+			return order, false
+		}
+		b = b[n:]
+		if prev += v>>1 + 1; prev < 0 || prev >= int64(len(objects)) {
+			return order, false
+		}
+		it := delta.Item{Object: uint32(prev)}
+		if v&1 != 0 {
+			it.First, it.Pieces = uvarint(math.MaxUint32), uvarint(math.MaxUint32)
+		}
+		order.Items = append(order.Items, it)
+	}
+	return order, ok && len(b) == 0 && order.Hot <= len(order.Items)
 }
 
-func (l *library) predict(ctx context.Context, im *image, img *registry.Image, tree *toc.Tree) ([]uint32, error) {
+func (l *library) predict(ctx context.Context, im *image, img *registry.Image, tree *toc.Tree) (delta.Order, error) {
 	var cfg ocispec.Image
 	if err := json.Unmarshal(img.Config.Bytes, &cfg); err != nil {
 		cfg = ocispec.Image{} // of a shape that OCI does not know: no start to predict
@@ -92,13 +133,18 @@ func (l *library) predict(ctx context.Context, im *image, img *registry.Image, t
 		entries = append(entries, e)
 		return ctx.Err()
 	}); err != nil {
-		return nil, err
+		return delta.Order{}, err
 	}
 	r := &objectReader{packs: l.packSet(im.layers), img: im.delta}
 	defer r.packs.close()
-	return predict.Order(ctx, entries, predict.Config{
+	objects, hot, err := predict.Order(ctx, entries, predict.Config{
 		Entrypoint: cfg.Config.Entrypoint, Cmd: cfg.Config.Cmd, Env: cfg.Config.Env, WorkingDir: cfg.Config.WorkingDir,
 	}, r, predict.DefaultLimits())
+	order := delta.Order{Items: make([]delta.Item, len(objects)), Hot: hot}
+	for i, id := range objects {
+		order.Items[i].Object = id
+	}
+	return order, err
 }
 
 // objectReader reads objects at random from packs. It keeps the last pieces:

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -47,16 +48,30 @@ func TestWireError(t *testing.T) {
 }
 
 func TestOrderCodec(t *testing.T) {
-	order := make([]uint32, 0, 1000)
-	for _, i := range rand.New(rand.NewPCG(1, 2)).Perm(1000) {
-		order = append(order, uint32(i))
+	objects := make([]toc.Object, 1000)
+	objects[7].Size = 9 * toc.PieceSize
+	r := rand.New(rand.NewPCG(1, 2))
+	order := delta.Order{Hot: 300}
+	for _, i := range r.Perm(1000) {
+		it := delta.Item{Object: uint32(i)}
+		if i == 7 {
+			it.First, it.Pieces = 2, 3
+		}
+		order.Items = append(order.Items, it)
 	}
-	got, ok := decodeOrder(encodeOrder(order), 1000)
-	if !ok || !slices.Equal(got, order) {
+	order.Items = append(order.Items, delta.Item{Object: 7}, delta.Item{Object: 999, First: 1<<32 - 1})
+	got, ok := decodeOrder(encodeOrder(order), objects)
+	if !ok || got.Hot != order.Hot || !slices.Equal(got.Items, order.Items) {
 		t.Error("an order does not survive")
 	}
-	for name, b := range map[string][]byte{"empty": nil, "old": {0, 0}, "cut": {orderVersion, 0x80}, "out of range": encodeOrder([]uint32{1000}), "too long": encodeOrder(make([]uint32, 1001))} {
-		if _, ok := decodeOrder(b, 1000); ok {
+	items := func(hot, n int, object uint32) []byte {
+		return encodeOrder(delta.Order{Items: slices.Repeat([]delta.Item{{Object: object}}, n), Hot: hot})
+	}
+	for name, b := range map[string][]byte{
+		"empty": nil, "old": {0, 0}, "cut": {orderVersion, 0, 0x80}, "no hot": {orderVersion}, "cut range": {orderVersion, 0, 2},
+		"out of range": items(0, 1, 1000), "too long": items(0, 2017, 0), "too hot": items(2, 1, 0),
+	} {
+		if _, ok := decodeOrder(b, objects); ok {
 			t.Errorf("%s: accepted", name)
 		}
 	}
