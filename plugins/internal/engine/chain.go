@@ -29,20 +29,30 @@ type chain struct {
 	mu sync.Mutex // held while the tree is built or mounted
 }
 
-// Lower is a read-only root file system for overlayfs:
-// "lowerdir=<uppers>:<Metadata>::<Data[0]>::<Data[1]>", metacopy=on, redirect_dir=on.
+// Lower is a read-only root file system for overlayfs, with the options
+// metacopy=on and redirect_dir=on.
 type Lower struct {
 	// Metadata is the mount point of the EROFS image.
 	Metadata string
-	// Data are the data-only layers: the objects, and the lazy file system
+	// Data are the layers with contents: the objects, and the lazy file system
 	// unless Complete.
 	Data []string
+	// Stacking is how Data come below Metadata.
+	Stacking erofsimg.Stacking
 	// Complete: every object is local.
 	Complete bool
 }
 
-func (e *Engine) treePath(id digest.Digest) string {
-	return filepath.Join(e.treeDir(), id.Encoded()+".erofs")
+func (e *Engine) treePath(id digest.Digest) string { return e.treePathFor(id, e.stacking) }
+
+// treePathFor gives the images for other kernels other names: a machine may boot
+// another one than last time.
+func (e *Engine) treePathFor(id digest.Digest, s erofsimg.Stacking) string {
+	suffix := ".erofs"
+	if s == erofsimg.Ordinary {
+		suffix = ".hiding.erofs"
+	}
+	return filepath.Join(e.treeDir(), id.Encoded()+suffix)
 }
 
 func (e *Engine) mountPath(id digest.Digest) string {
@@ -65,7 +75,7 @@ func (e *Engine) Lower(ctx context.Context, id digest.Digest) (Lower, error) {
 	if c == nil {
 		return Lower{}, fmt.Errorf("chain %s: %w", id, errdefs.ErrNotFound)
 	}
-	l := Lower{Metadata: e.mountPath(id), Data: []string{e.objects.Dir()}, Complete: e.complete(c)}
+	l := Lower{Metadata: e.mountPath(id), Data: []string{e.objects.Dir()}, Stacking: e.stacking, Complete: e.complete(c)}
 	if !l.Complete {
 		lazy, err := e.startLazy()
 		if err != nil {
@@ -163,7 +173,7 @@ func (e *Engine) writeTree(c *chain, t *toc.Tree, sync bool) (err error) {
 			err = errors.Join(fmt.Errorf("tree of chain %s: %w", c.id, err), os.Remove(f.Name()))
 		}
 	}()
-	err = erofsimg.Write(f, t)
+	err = erofsimg.Write(f, t, e.stacking)
 	if err == nil && sync {
 		err = f.Sync()
 	}

@@ -63,6 +63,8 @@ type Engine struct {
 	state   *state
 	proxies []*proxy
 
+	stacking erofsimg.Stacking // of the root file systems on this kernel
+
 	// gate is held by a pull from the making of its inventory until the objects
 	// of its answer are claimed, so that two pulls at once never ask for the same
 	// object; and by Sweep.
@@ -118,10 +120,8 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 			return nil, err
 		}
 	}
-	if len(c.Proxies) > 0 {
-		if err := erofsimg.CanMount(e.mountDir()); err != nil {
-			return nil, fmt.Errorf("this kernel or file system cannot mount lazy images (Linux 6.5 with EROFS and overlayfs is needed): %w: %w", err, errdefs.ErrNotImplemented)
-		}
+	if err := e.probe(ctx); err != nil {
+		return nil, err
 	}
 	if e.objects, err = objects.Open(c.Root); err != nil {
 		return nil, err
@@ -155,6 +155,22 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 		e.background(func(ctx context.Context) { e.resume(ctx, img) })
 	}
 	return e, nil
+}
+
+// probe finds out how the kernel takes root file systems of ours. That it takes
+// none is an error only if there would be new ones.
+func (e *Engine) probe(ctx context.Context) (err error) {
+	if e.stacking, err = erofsimg.Probe(e.mountDir()); err == nil {
+		if e.stacking != erofsimg.DataOnly {
+			log.G(ctx).Info("overlayfs has no data-only layers here (Linux 6.5 has): objects are ordinary layers, hidden by whiteouts")
+		}
+		return nil
+	}
+	if len(e.cfg.Proxies) == 0 {
+		log.G(ctx).WithError(err).Debug("this kernel or file system cannot mount lazy images")
+		return nil
+	}
+	return fmt.Errorf("this kernel or file system cannot mount lazy images (EROFS and overlayfs with metacopy are needed; try modprobe erofs overlay): %w: %w", err, errdefs.ErrNotImplemented)
 }
 
 // Close stops all streams and waits for them. Mounts and the lazyfs process stay.

@@ -14,8 +14,9 @@ import (
 // treeFS shows a tree to go-erofs, which takes metadata from an [fs.FS]. Files
 // cannot be opened.
 type treeFS struct {
-	tree  *toc.Tree
-	links map[*toc.Inode]*toc.Node // see check
+	tree   *toc.Tree
+	links  map[*toc.Inode]*toc.Node // see check
+	opaque map[*toc.Inode]bool      // see hideObjects
 }
 
 var (
@@ -95,6 +96,12 @@ func (t treeFS) info(n *toc.Node) fs.FileInfo {
 		}
 		i.stat.Xattrs[erofsName(name)] = value
 	}
+	if t.opaque[n.Inode] {
+		if i.stat.Xattrs == nil {
+			i.stat.Xattrs = map[string]string{}
+		}
+		i.stat.Xattrs[xattrOpaque] = "y"
+	}
 	if n.Type == toc.TypeReg && n.Size > 0 {
 		i.size = n.Size
 		return dataInfo{i}
@@ -153,6 +160,7 @@ const (
 	overlayPrefix = "trusted.overlay."
 	xattrMetacopy = overlayPrefix + "metacopy"
 	xattrRedirect = overlayPrefix + "redirect"
+	xattrOpaque   = overlayPrefix + "opaque"
 )
 
 // xattrs yields the xattrs of the inode as they have to be in a lower directory

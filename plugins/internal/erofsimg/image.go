@@ -3,8 +3,11 @@
 //
 // In it each regular file that is not empty carries the xattrs by which
 // overlayfs (metacopy=on, redirect_dir=on) takes the data from the object
-// /aa/<rest of the sha256> of a data-only lower directory. Read without
-// overlayfs the files are zeros, so nobody else may see the mount.
+// /aa/<rest of the sha256> of a lower directory. Read without overlayfs the
+// files are zeros, so nobody else may see the mount.
+//
+// That directory is a data-only layer (Linux 6.5), or else a layer as any other,
+// whose names the image has to hide: see [Stacking].
 package erofsimg
 
 import (
@@ -37,7 +40,11 @@ const (
 // Write writes the image of t to f, which has to be empty. The same tree gives
 // the same bytes. Trees that EROFS cannot hold give an error that wraps
 // toc.ErrInvalid.
-func Write(f *os.File, t *toc.Tree) error {
+func Write(f *os.File, t *toc.Tree, s Stacking) error {
+	var opaque map[*toc.Inode]bool
+	if s == Ordinary {
+		t, opaque = hideObjects(t)
+	}
 	links, err := check(t)
 	if err != nil {
 		return err
@@ -45,7 +52,7 @@ func Write(f *os.File, t *toc.Tree) error {
 	// A fixed time makes the image reproducible. The files with this time get
 	// inodes of 32 bytes rather than 64.
 	w := erofs.Create(f, erofs.WithBuildTime(0, 0), erofs.WithBlockSize(blockSize))
-	if err := w.CopyFrom(treeFS{t, links}, erofs.MetadataOnly()); err != nil {
+	if err := w.CopyFrom(treeFS{t, links, opaque}, erofs.MetadataOnly()); err != nil {
 		return fmt.Errorf("failed to lay out EROFS image: %w", err)
 	}
 	if err := w.Close(); err != nil {

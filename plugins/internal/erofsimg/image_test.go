@@ -39,7 +39,7 @@ func TestWriteIsReproducible(t *testing.T) {
 	var first []byte
 	for i := range 5 {
 		name := filepath.Join(t.TempDir(), fmt.Sprint(i))
-		if err := writeFile(name, merge(t, image...)); err != nil {
+		if err := writeFile(name, merge(t, image...), DataOnly); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(name)
@@ -98,7 +98,7 @@ func TestWriteXattrs(t *testing.T) {
 		}}},
 	}}}
 	name := filepath.Join(t.TempDir(), "image")
-	if err := writeFile(name, tree); err != nil {
+	if err := writeFile(name, tree, DataOnly); err != nil {
 		t.Fatal(err)
 	}
 	files := readBack(t, name)
@@ -127,7 +127,7 @@ func TestWriteHardLinks(t *testing.T) {
 	}
 	tree := merge(t, l)
 	name := filepath.Join(t.TempDir(), "image")
-	if err := writeFile(name, tree); err != nil {
+	if err := writeFile(name, tree, DataOnly); err != nil {
 		t.Fatal(err)
 	}
 	checkImage(t, name, tree)
@@ -181,12 +181,12 @@ func TestWriteRejects(t *testing.T) {
 		"size":   {Nlink: 1, Size: maxData + 1},
 	} {
 		tree := &toc.Tree{Root: &toc.Node{Inode: &toc.Inode{Type: toc.TypeDir}, Children: []*toc.Node{{Name: "f", Inode: in}}}}
-		if err := writeFile(filepath.Join(t.TempDir(), "image"), tree); !errors.Is(err, toc.ErrInvalid) {
+		if err := writeFile(filepath.Join(t.TempDir(), "image"), tree, DataOnly); !errors.Is(err, toc.ErrInvalid) {
 			t.Errorf("%s: got %v, want ErrInvalid", name, err)
 		}
 	}
 	tree := &toc.Tree{Root: &toc.Node{Inode: &toc.Inode{Type: toc.TypeDir}, Children: []*toc.Node{{Name: "f", Inode: &toc.Inode{Nlink: 1, Xattrs: huge(4)}}}}}
-	if err := writeFile(filepath.Join(t.TempDir(), "image"), tree); err != nil {
+	if err := writeFile(filepath.Join(t.TempDir(), "image"), tree, DataOnly); err != nil {
 		t.Error(err)
 	}
 }
@@ -219,7 +219,7 @@ func TestMountHugeFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := mountTree(t, dir, tree, objects)
+	root := mountTree(t, dir, tree, objects, DataOnly)
 	for i, size := range sizes {
 		f, err := os.Open(filepath.Join(root, fmt.Sprint(i)))
 		if err != nil {
@@ -234,21 +234,21 @@ func TestMountHugeFiles(t *testing.T) {
 			t.Errorf("got %q, %v at the end of the file", b, err)
 		}
 	}
-	if st, err := os.Stat(filepath.Join(dir, "image.erofs")); err != nil || st.Size() > 1<<16 {
+	if st, err := os.Stat(filepath.Join(filepath.Dir(root), "image.erofs")); err != nil || st.Size() > 1<<16 {
 		t.Errorf("image of three files has %d bytes, %v", st.Size(), err)
 	}
 }
 
-func TestCanMount(t *testing.T) {
+func TestProbe(t *testing.T) {
 	needRoot(t)
 	dir := tempDir(t)
-	if err := CanMount(dir); err != nil {
+	if _, err := Probe(dir); err != nil {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
-		t.Errorf("CanMount left %v, %v", left, err)
+		t.Errorf("Probe left %v, %v", left, err)
 	}
-	if err := CanMount(filepath.Join(dir, "nothing")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := Probe(filepath.Join(dir, "nothing")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want ErrNotExist", err)
 	}
 }
@@ -264,7 +264,7 @@ func TestMountFallsBackToLoop(t *testing.T) {
 	tmpfs, em := filepath.Join(dir, "tmpfs"), filepath.Join(dir, "em")
 	mountAll(t, tmpfs, func() error { return unix.Mount("tmpfs", tmpfs, "tmpfs", 0, "") })
 	image := filepath.Join(tmpfs, "image")
-	if err := writeFile(image, merge(t, erofsimgtest.Layer{erofsimgtest.Dir("d")})); err != nil {
+	if err := writeFile(image, merge(t, erofsimgtest.Layer{erofsimgtest.Dir("d")}), DataOnly); err != nil {
 		t.Fatal(err)
 	}
 	mountAll(t, em, func() error { return Mount(image, em) })
@@ -325,7 +325,7 @@ func FuzzWrite(f *testing.F) {
 			t.Fatal(err)
 		}
 		name := filepath.Join(t.TempDir(), "image")
-		if err := writeFile(name, tree); err != nil {
+		if err := writeFile(name, tree, DataOnly); err != nil {
 			t.Fatal(err)
 		}
 		checkImage(t, name, tree)
@@ -347,7 +347,7 @@ func BenchmarkWrite(b *testing.B) {
 	name := filepath.Join(b.TempDir(), "image")
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := writeFile(name, tree); err != nil {
+		if err := writeFile(name, tree, DataOnly); err != nil {
 			b.Fatal(err)
 		}
 		st, err := os.Stat(name)

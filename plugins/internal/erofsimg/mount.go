@@ -52,10 +52,21 @@ func wrap(what, path string, err error) error {
 	return fmt.Errorf("failed to %s %q: %w", what, path, err)
 }
 
-// CanMount tries whether images and objects in dir make a root file system on
-// this machine: EROFS, under overlayfs with a data-only lower directory. It
-// returns nil if so, or else what failed. It leaves nothing behind.
-func CanMount(dir string) (err error) {
+// Probe finds out by trying in dir how images and objects make a root file system
+// on this machine: EROFS, under overlayfs, with data-only layers if it has them. The
+// error says what failed. Probe leaves nothing behind.
+func Probe(dir string) (Stacking, error) {
+	err := probe(dir, DataOnly)
+	if err == nil {
+		return DataOnly, nil
+	}
+	if probe(dir, Ordinary) == nil {
+		return Ordinary, nil
+	}
+	return 0, err
+}
+
+func probe(dir string, s Stacking) (err error) {
 	tmp, err := os.MkdirTemp(dir, ".probe-")
 	if err != nil {
 		return err
@@ -84,16 +95,16 @@ func CanMount(dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := writeFile(image, t); err != nil {
+	if err := writeFile(image, t, s); err != nil {
 		return err
 	}
 	if err := Mount(image, em); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, Unmount(em)) }()
-	options := "metacopy=on,redirect_dir=on,lowerdir=" + em + "::" + objects
+	options := "metacopy=on,redirect_dir=on,lowerdir=" + s.Lowerdir([]string{em}, []string{objects})
 	if err := unix.Mount("overlay", merged, "overlay", unix.MS_RDONLY, options); err != nil {
-		return wrap("mount overlay with data-only layer on", merged, err)
+		return wrap("mount overlay with objects on", merged, err)
 	}
 	defer func() { err = errors.Join(err, Unmount(merged)) }()
 	got, err := os.ReadFile(filepath.Join(merged, "probe"))
@@ -103,14 +114,21 @@ func CanMount(dir string) (err error) {
 	if !bytes.Equal(got, content) {
 		return fmt.Errorf("overlay shows %q, not the object: %w", got, errors.ErrUnsupported)
 	}
+	names, err := os.ReadDir(merged)
+	if err != nil {
+		return err
+	}
+	if len(names) != 1 {
+		return fmt.Errorf("overlay shows %d names instead of one: %w", len(names), errors.ErrUnsupported)
+	}
 	return nil
 }
 
-func writeFile(name string, t *toc.Tree) (err error) {
+func writeFile(name string, t *toc.Tree, s Stacking) (err error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	return Write(f, t)
+	return Write(f, t, s)
 }

@@ -60,6 +60,9 @@ var stacks = []stack{
 	{name: "no layers' worth", layers: []layer{{}}},
 	{name: "empty layers", layers: []layer{{}, {file("a", "a")}, {}, {}}},
 	{name: "root entry", layers: []layer{{dir(".").Mode(0o700).Owner(5, 6)}, {dir("./").Mode(0o711), file("./a", "a")}}},
+	{name: "names of objects", layers: []layer{{
+		dir("ff"), file("ff/f", "x"), file("aa", "a"), symlink("bb", "aa"), dir("00/sub"), file("fg", "x"), file("d/ff", "y"), dir("e/00"),
+	}}},
 	{name: "types", layers: []layer{{
 		dir("d").Mode(0o1777), file("d/f", "content"), file("d/empty", ""), symlink("d/s", "f"), link("d/h", "d/f"),
 		char("d/null", 1, 3), block("d/loop", 7, 300), fifo("d/p"), char("d/big", 500, 700000), char("d/overflow", 4095, 1<<20-1),

@@ -102,8 +102,8 @@ func mountStock(t testing.TB, dir string, tars [][]byte) (string, error) {
 }
 
 // mountOurs merges the layers, writes the image and mounts it under an upper
-// directory with the objects below.
-func mountOurs(t testing.TB, dir string, tars [][]byte) (string, error) {
+// directory with the objects below, in each way of stacking that the kernel has.
+func mountOurs(t testing.TB, dir string, tars [][]byte) (roots []string, err error) {
 	t.Helper()
 	objects := filepath.Join(dir, "objects")
 	if err := os.Mkdir(objects, 0o700); err != nil {
@@ -119,18 +119,29 @@ func mountOurs(t testing.TB, dir string, tars [][]byte) (string, error) {
 	}
 	tree, err := toc.Merge(layers...)
 	if errors.Is(err, toc.ErrInvalid) {
-		return "", fmt.Errorf("%w: %w", errUnpack, err)
+		return nil, fmt.Errorf("%w: %w", errUnpack, err)
 	}
 	if err != nil {
 		t.Fatalf("error is not ErrInvalid: %v", err)
 	}
-	return mountTree(t, dir, tree, objects), nil
+	best, err := Probe(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for s := best; s <= Ordinary; s++ {
+		roots = append(roots, mountTree(t, dir, tree, objects, s))
+	}
+	return roots, nil
 }
 
-func mountTree(t testing.TB, dir string, tree *toc.Tree, objects string) string {
+func mountTree(t testing.TB, dir string, tree *toc.Tree, objects string, s Stacking) string {
 	t.Helper()
+	dir = filepath.Join(dir, fmt.Sprint("stacking", int(s)))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	image := filepath.Join(dir, "image.erofs")
-	if err := writeFile(image, tree); err != nil {
+	if err := writeFile(image, tree, s); err != nil {
 		t.Fatal(err)
 	}
 	fsck(t, image)
@@ -141,7 +152,7 @@ func mountTree(t testing.TB, dir string, tree *toc.Tree, objects string) string 
 			t.Fatal(err)
 		}
 	}
-	options := fmt.Sprintf("metacopy=on,redirect_dir=on,index=off,upperdir=%s/upper,workdir=%s/work,lowerdir=%s::%s", dir, dir, em, objects)
+	options := fmt.Sprintf("metacopy=on,redirect_dir=on,index=off,upperdir=%s/upper,workdir=%s/work,lowerdir=%s", dir, dir, s.Lowerdir([]string{em}, []string{objects}))
 	mountAll(t, root, func() error { return unix.Mount("overlay", root, "overlay", 0, options) })
 	return root
 }
@@ -185,12 +196,14 @@ func compareStock(t testing.TB, layers []erofsimgtest.Layer) bool {
 		t.Logf("containerd: %v; Merge: %v", stockErr, oursErr)
 		return false
 	}
-	diffs, err := fscmp.Compare(stock, ours, fscmp.Options{DirTimesBefore: start})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range diffs {
-		t.Errorf("stock != ours: %v", d)
+	for _, root := range ours {
+		diffs, err := fscmp.Compare(stock, root, fscmp.Options{DirTimesBefore: start})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range diffs {
+			t.Errorf("stock != %s: %v", root, d)
+		}
 	}
 	return true
 }

@@ -20,6 +20,7 @@ const (
 	opRead        = 15
 	opStatfs      = 17
 	opInit        = 26
+	opReaddir     = 28
 	opInterrupt   = 36
 	opDestroy     = 38
 	opBatchForget = 42

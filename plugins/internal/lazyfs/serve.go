@@ -103,6 +103,9 @@ func (c *child) handle(in *fuse.InHeader, req, buf []byte) error {
 		// Either another reader has the request in its hands, and will answer or
 		// register it, or it was answered: then the kernel ignores this.
 		return reply(c.fuse, in.InHeader.Unique, unix.EAGAIN, nil)
+	case opReaddir:
+		// No names: overlayfs without data-only layers lists the roots of all its layers.
+		return reply(c.fuse, in.Unique, 0, nil)
 	case opForget, opBatchForget, opDestroy:
 		return nil // without answer
 	default:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -15,6 +16,8 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
 )
 
 // merge mounts the stack of a snapshot on its directory merged, unless it is.
@@ -48,7 +51,7 @@ func (s *Snapshotter) merge(ctx context.Context, st *stack) error {
 		defer release()
 		lowers = mapped
 	}
-	o := overlay{lowers: lowers, data: lower.Data, options: s.config.MountOptions}
+	o := overlay{lowers: lowers, data: lower.Data, stacking: lower.Stacking, options: s.config.MountOptions}
 	if st.snapshot.Kind == snapshots.KindActive {
 		o.upper, o.work = s.upper(id), s.work(id)
 	}
@@ -119,10 +122,11 @@ func (s *Snapshotter) restingOn(ctx context.Context, chain digest.Digest) (map[s
 	return on, err
 }
 
-// overlay is an overlay mount with data-only layers.
+// overlay is an overlay mount whose contents are in layers of their own.
 type overlay struct {
 	upper, work  string // or "" for a read-only one
 	lowers, data []string
+	stacking     erofsimg.Stacking
 	options      []string
 }
 
@@ -153,16 +157,14 @@ func (o *overlay) mount(root, target string) error {
 // render renders the options of mount(2), each path through name.
 func (o *overlay) render(name func(string) string) string {
 	var b strings.Builder
-	b.WriteString("lowerdir=")
-	for i, l := range o.lowers {
-		if i > 0 {
-			b.WriteString(":")
+	named := func(paths []string) []string {
+		paths = slices.Clone(paths)
+		for i, p := range paths {
+			paths[i] = name(p)
 		}
-		b.WriteString(name(l))
+		return paths
 	}
-	for _, d := range o.data {
-		b.WriteString("::" + name(d))
-	}
+	b.WriteString("lowerdir=" + o.stacking.Lowerdir(named(o.lowers), named(o.data)))
 	if o.upper != "" {
 		b.WriteString(",upperdir=" + name(o.upper) + ",workdir=" + name(o.work))
 	}
