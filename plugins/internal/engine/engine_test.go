@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
 	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -126,7 +127,7 @@ func mountRoot(t *testing.T, e *Engine, p *Pull) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	opts := "lowerdir=" + l.Metadata + "::" + strings.Join(l.Data, "::") + ",metacopy=on,redirect_dir=on"
+	opts := "lowerdir=" + l.Stacking.Lowerdir([]string{l.Metadata}, l.Data) + ",metacopy=on,redirect_dir=on"
 	if err := unix.Mount("overlay", dir, "overlay", unix.MS_RDONLY, opts); err != nil {
 		t.Fatalf("mount %s: %v", opts, err)
 	}
@@ -203,6 +204,12 @@ func TestUpdateBringsOnlyWhatIsNew(t *testing.T) {
 }
 
 func TestReaderGetsAtOnceWhatIsFarBack(t *testing.T) {
+	for name, stacking := range map[string]erofsimg.Stacking{"data-only layers": erofsimg.DataOnly, "ordinary layers": erofsimg.Ordinary} {
+		t.Run(name, func(t *testing.T) { testFarBack(t, stacking) })
+	}
+}
+
+func testFarBack(t *testing.T, stacking erofsimg.Stacking) {
 	p := newFakeProxy(t)
 	img := newTestImage(t, manyFiles(1, 50), files{"zz-last": "needed now"})
 	p.add(testRef, img)
@@ -214,12 +221,16 @@ func TestReaderGetsAtOnceWhatIsFarBack(t *testing.T) {
 		return b, nil
 	})
 	e := openEngine(t, t.TempDir(), p)
+	e.stacking = max(e.stacking, stacking) // what the kernel has not cannot be tested
 	root := mountRoot(t, e, pull(t, e, testRef))
 	if b, err := os.ReadFile(filepath.Join(root, "zz-last")); err != nil || string(b) != "needed now" {
 		t.Errorf("got %q, %v", b, err)
 	}
 	if b, err := os.ReadFile(filepath.Join(root, "big")); err != nil || sum(b) != sum([]byte(random(1001, 3<<20+17))) {
 		t.Errorf("big file: %d bytes, %v", len(b), err)
+	}
+	if names, err := os.ReadDir(root); err != nil || len(names) != 7+3 {
+		t.Errorf("the root has %v, %v, want seven directories and three files", names, err)
 	}
 	close(hold)
 	wait(t, e, testRef)

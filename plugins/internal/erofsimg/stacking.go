@@ -12,10 +12,10 @@ import (
 type Stacking int
 
 const (
-	// DataOnly: the objects are in data-only layers, of which overlayfs shows no
+	// DataOnly means that the objects are in data-only layers, of which overlayfs shows no
 	// names. Linux 6.5 and later.
 	DataOnly Stacking = iota
-	// Ordinary: the objects are in ordinary lower layers. The names in their root
+	// Ordinary means that the objects are in ordinary lower layers. The names in their root
 	// are two hex digits; the image hides them with whiteouts. overlayfs follows an
 	// absolute redirect layer by layer, each from its own root, so that whiteouts of
 	// the layer above are not in the way (fs/overlayfs/namei.c, ovl_lookup_layer;
