@@ -211,7 +211,7 @@ func (f *fsck) tree(c *chain) error {
 		_ = tmp.Close() // thrown away
 		_ = os.Remove(tmp.Name())
 	}()
-	if err := erofsimg.Write(tmp, t); err != nil {
+	if err := erofsimg.Write(tmp, t, f.e.stacking); err != nil {
 		return err
 	}
 	want, err := hashFile(tmp.Name())
