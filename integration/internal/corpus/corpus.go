@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/starlight-delta/starlight/integration/internal/tools"
 )
 
@@ -39,10 +41,12 @@ type Image struct {
 	Name  string `json:"name"`
 	Tag   string `json:"tag"`
 	Quick bool   `json:"quick"`
-	Files int    `json:"files"`
-	Bytes int64  `json:"bytes"`      // of all files of all layers
-	Gzip  int64  `json:"gzip_bytes"` // of all layers, compressed
-	Ready Ready  `json:"ready"`
+	// Manifest is its digest.
+	Manifest digest.Digest `json:"manifest"`
+	Files    int           `json:"files"`
+	Bytes    int64         `json:"bytes"`      // of all files of all layers
+	Gzip     int64         `json:"gzip_bytes"` // of all layers, compressed
+	Ready    Ready         `json:"ready"`
 	// Layout is the directory of its OCI image layout.
 	Layout string `json:"-"`
 }
@@ -50,8 +54,9 @@ type Image struct {
 // Names of the images, those that Quick builds first.
 var (
 	QuickNames = []string{"redis", "express", "tinyhttp"}
-	AllNames   = append(slices.Clip(QuickNames), "nginx", "webapp", "python", "golang")
-	Tags       = []string{"v1", "v2"}
+	AllNames   = append(slices.Clip(QuickNames), "nginx", "webapp", "python", "golang", "postgres", "tomcat", "caddy",
+		"registry", "memcached", "httpd", "haproxy", "php", "ruby", "redis-upgrade", "webapp-upgrade")
+	Tags = []string{"v1", "v2"}
 )
 
 // Dir is where the corpus is kept.
