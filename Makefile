@@ -87,7 +87,7 @@ demo: ## Show fresh and update pulls beside stock containerd: make demo [IMAGE=r
 	$(MAKE) build
 	PATH="$(dir $(shell command -v $(GO))):$$PATH" $(GO) run ./integration/demo $(if $(IMAGE),-image '$(IMAGE)') $(if $(UPDATE),-update '$(UPDATE)') $(if $(READY),-ready '$(READY)') $(DEMOFLAGS)
 
-bench: ## Measure starts, disk speed and memory; writes bench.json (as root).
+bench: ## Compare with rivals on emulated links: make bench [BENCHFLAGS="-images redis -runs 3"] (as root).
 	integration/setup --corpus
 	$(MAKE) build
 	PATH="$(dir $(shell command -v $(GO))):$$PATH" $(GO) run ./integration/bench $(BENCHFLAGS)

@@ -11,23 +11,16 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/starlight-delta/starlight/integration/internal/measure"
+	"github.com/starlight-delta/starlight/integration/internal/corpus"
+	"github.com/starlight-delta/starlight/integration/internal/report"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/system"
+	"github.com/starlight-delta/starlight/integration/internal/wan"
 )
-
-// diskResult is one operation on a complete image through both snapshotters.
-type diskResult struct {
-	Operation string  `json:"operation"`
-	Cold      bool    `json:"cold"`
-	Overlayfs float64 `json:"overlayfsSeconds"`
-	Starlight float64 `json:"starlightSeconds"`
-	Ratio     float64 `json:"ratio"` // speed relative to overlayfs
-}
 
 // diskImage has many files and some large ones.
 const diskImage = "golang"
@@ -47,27 +40,41 @@ func operations() []operation {
 	}
 }
 
+// diskRuns is how often each operation runs with each snapshotter; the median
+// counts.
+const diskRuns = 5
+
 // disk compares a complete image with an unpacked one, cold and warm, in turns.
-func (b *bench) disk(ctx context.Context, s *site) error {
-	_, refs, err := s.push(ctx, diskImage)
+func (b *bench) disk(ctx context.Context) (err error) {
+	w, err := sandbox.New(ctx, wan.Config{})
 	if err != nil {
 		return err
 	}
-	n, err := s.StartNode(ctx, s.ours)
+	defer func() { err = errors.Join(err, w.Close()) }()
+	im, err := corpus.Load(diskImage, corpus.Tags[0])
+	if err != nil {
+		return err
+	}
+	ours := system.Starlight{Binaries: b.bin}
+	refs, err := ours.Publish(ctx, w, []corpus.Image{im})
+	if err != nil {
+		return err
+	}
+	n, err := ours.Node(ctx, w, diskImage, "disk")
 	if err != nil {
 		return err
 	}
 	var files [2][]string
-	for i, snapshotter := range []string{measure.Overlayfs, measure.Starlight} {
-		if err := n.Pull(ctx, refs[0], "--snapshotter", snapshotter); err != nil {
+	for i, snapshotter := range []string{"overlayfs", n.Snapshotter} {
+		if err := n.Node.Pull(ctx, refs[0], "--snapshotter", snapshotter); err != nil {
 			return err
 		}
-		if snapshotter == measure.Starlight {
-			if _, err := n.Ctr(ctx, "starlight", "wait", refs[0]); err != nil {
+		if snapshotter == n.Snapshotter {
+			if err := n.Wait(ctx, refs[0]); err != nil {
 				return err
 			}
 		}
-		dir := filepath.Join(s.Dir, "view-"+snapshotter)
+		dir := filepath.Join(w.Dir, "view-"+snapshotter)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -78,38 +85,34 @@ func (b *bench) disk(ctx context.Context, s *site) error {
 			return err
 		}
 	}
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(t, "%d files\tcache\toverlayfs\tStarlight\tspeed ratio\t\n", len(files[0]))
 	for _, op := range operations() {
 		for _, cold := range []bool{true, false} {
-			r, err := b.compare(op, cold, files)
+			r, err := compare(op, cold, files)
 			if err != nil {
 				return fmt.Errorf("%s: %w", op.name, err)
 			}
-			b.res.Disk = append(b.res.Disk, r)
-			cache := "warm"
-			if cold {
-				cache = "cold"
+			if err := b.log.Add(report.Record{Image: diskImage, Disk: &r}); err != nil {
+				return err
 			}
-			fmt.Fprintf(t, "%s\t%s\t%.3f s\t%.3f s\t%.2f\t\n", op.name, cache, r.Overlayfs, r.Starlight, r.Ratio)
+			say("%s, cold %v: overlayfs %.3f s, Starlight %.3f s", op.name, cold, r.Overlayfs, r.Starlight)
 		}
 	}
-	return errors.Join(t.Flush(), n.Close())
+	return n.Remove()
 }
 
-func (b *bench) compare(op operation, cold bool, files [2][]string) (diskResult, error) {
+func compare(op operation, cold bool, files [2][]string) (report.Disk, error) {
 	var took [2][]float64
-	for run := range b.runs + 1 {
+	for run := range diskRuns + 1 {
 		for k := range 2 {
 			side := (k + run) % 2 // neither is always first
 			if cold {
 				if err := sandbox.DropCaches(); err != nil {
-					return diskResult{}, err
+					return report.Disk{}, err
 				}
 			}
 			start := time.Now()
 			if err := op.run(files[side]); err != nil {
-				return diskResult{}, err
+				return report.Disk{}, err
 			}
 			if run > 0 { // the first warms up
 				took[side] = append(took[side], time.Since(start).Seconds())
@@ -119,8 +122,7 @@ func (b *bench) compare(op operation, cold bool, files [2][]string) (diskResult,
 	for _, t := range took {
 		slices.Sort(t)
 	}
-	o, s := took[0][len(took[0])/2], took[1][len(took[1])/2]
-	return diskResult{op.name, cold, o, s, o / s}, nil
+	return report.Disk{Operation: op.name, Cold: cold, Overlayfs: took[0][diskRuns/2], Starlight: took[1][diskRuns/2]}, nil
 }
 
 func regularFiles(dir string) ([]string, error) {

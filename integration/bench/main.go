@@ -1,65 +1,106 @@
-// Command bench measures Starlight beside overlayfs in one run: starts over a
-// link, the speed of a complete image on disk, and memory while pulling. It prints
-// tables and writes the figures as JSON.
+// Command bench measures Starlight beside its rivals on emulated links, with real
+// images: time, bytes, round trips, processor time, memory and disk. It appends
+// every figure to a file as a line of JSON, and makes tables and plots of them.
+//
+// A cell of the comparison is one image on one link with one system: a new node
+// with cold caches pulls and starts the first version, and then the second. What
+// fails is reported in the place of its figures, and the rest goes on.
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/starlight-delta/starlight/integration/internal/corpus"
-	"github.com/starlight-delta/starlight/integration/internal/measure"
-	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/report"
+	"github.com/starlight-delta/starlight/integration/internal/system"
 	"github.com/starlight-delta/starlight/integration/internal/tools"
-	"github.com/starlight-delta/starlight/integration/internal/wan"
 )
 
-// results is what the JSON file holds.
-type results struct {
-	Time   time.Time       `json:"time"`
-	Mbit   float64         `json:"mbit"`
-	RTT    float64         `json:"rttSeconds"`
-	Starts []measure.Start `json:"starts,omitempty"`
-	Disk   []diskResult    `json:"disk,omitempty"`
-	Memory *memoryResult   `json:"memory,omitempty"`
-}
-
 type bench struct {
-	parts, images, out, logs string
-	mbit                     float64
-	rtt                      time.Duration
-	runs                     int
+	parts, images, systems []string
+	links                  []report.Link
+	dir                    string
+	runs                   int
+	hurry, resume          bool
 
 	bin, stock tools.Binaries
-	res        results
+	log        *report.Log
+	had        []report.Record // of earlier runs, with resume
+	failed     int
 }
+
+var allParts = []string{"starts", "bytes", "disk"}
 
 func main() {
 	var b bench
-	flag.StringVar(&b.parts, "parts", "starts,disk,memory", "what to measure")
-	flag.StringVar(&b.images, "images", strings.Join(corpus.AllNames, ","), "images of the corpus for the starts")
-	flag.StringVar(&b.out, "out", "bench.json", "file for the figures")
-	flag.Float64Var(&b.mbit, "mbit", 100, "rate of the link, Mbit/s")
-	flag.DurationVar(&b.rtt, "rtt", 100*time.Millisecond, "round-trip time of the link")
-	flag.IntVar(&b.runs, "runs", 5, "repetitions of each disk measurement; the median counts")
-	flag.StringVar(&b.logs, "logs", "", "directory to keep the logs of containerd in")
+	list := func(p *[]string, name string, all []string, usage string) {
+		*p = all
+		flag.Func(name, fmt.Sprintf("%s, separated by commas (default %s)", usage, strings.Join(all, ",")), func(s string) error {
+			*p = strings.Split(s, ",")
+			for _, v := range *p {
+				if !slices.Contains(all, v) {
+					return fmt.Errorf("there is no %q", v)
+				}
+			}
+			return nil
+		})
+	}
+	list(&b.parts, "parts", allParts, "what to measure")
+	list(&b.images, "images", corpus.AllNames, "images of the corpus")
+	list(&b.systems, "systems", systemNames, "systems of the starts")
+	links := flag.String("links", "100:20ms,100:100ms,10:60ms,1000:500us", "links of the starts: Mbit/s and round-trip time")
+	flag.IntVar(&b.runs, "runs", 1, "repetitions; the median counts")
+	flag.StringVar(&b.dir, "dir", "bench-results", "directory for figures, tables, plots, and logs of what failed")
+	flag.BoolVar(&b.hurry, "hurry", false, "once an application is ready, take the limits off the link: the time until all is local is not measured")
+	flag.BoolVar(&b.resume, "resume", false, "leave out what the directory has figures of")
+	only := flag.Bool("report", false, "measure nothing: make tables and plots of the figures in the directory")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := b.run(ctx); err != nil {
+	var err error
+	if b.links, err = parseLinks(*links); err == nil && !*only {
+		err = b.run(ctx)
+	}
+	if err := errors.Join(err, b.report()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+	if b.failed > 0 {
+		fmt.Fprintf(os.Stderr, "bench: %d failures, see the end of %s\n", b.failed, filepath.Join(b.dir, tableName))
+		os.Exit(1)
+	}
+}
+
+func parseLinks(s string) ([]report.Link, error) {
+	var all []report.Link
+	for one := range strings.SplitSeq(s, ",") {
+		mbit, rtt, _ := strings.Cut(one, ":")
+		m, err := strconv.ParseFloat(mbit, 64)
+		if err != nil {
+			return nil, fmt.Errorf("link %q is not MBIT:RTT: %w", one, err)
+		}
+		d, err := time.ParseDuration(rtt)
+		if err != nil {
+			return nil, fmt.Errorf("link %q is not MBIT:RTT: %w", one, err)
+		}
+		all = append(all, report.Link{Mbit: m, RTT: d.Seconds()})
+	}
+	return all, nil
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
@@ -69,124 +110,137 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if b.stock, err = tools.Stock(ctx); err != nil {
 		return err
 	}
-	b.res = results{Time: time.Now(), Mbit: b.mbit, RTT: b.rtt.Seconds()}
+	if err := corpus.Build(ctx, os.Stderr, b.images...); err != nil {
+		return err
+	}
+	if b.resume {
+		if b.had, err = report.Load(b.dir); err != nil {
+			return err
+		}
+	}
+	if b.log, err = report.Append(b.dir); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.log.Close()) }()
+	if err := b.log.Add(report.Record{Environment: environment(ctx)}); err != nil {
+		return err
+	}
 	for _, p := range []struct {
 		name string
-		run  func(context.Context, *site) error
-	}{{"starts", b.starts}, {"disk", b.disk}, {"memory", b.memory}} {
-		if !strings.Contains(","+b.parts+",", ","+p.name+",") {
+		run  func(context.Context) error
+	}{{"bytes", b.bytes}, {"starts", b.starts}, {"disk", b.disk}} {
+		if !slices.Contains(b.parts, p.name) {
 			continue
 		}
-		if perr := b.inSite(ctx, p.run); perr != nil {
-			err = errors.Join(err, fmt.Errorf("%s: %w", p.name, perr))
-		}
-	}
-	text, jerr := json.MarshalIndent(b.res, "", "  ")
-	if jerr != nil {
-		return errors.Join(err, jerr)
-	}
-	return errors.Join(err, os.WriteFile(b.out, append(text, '\n'), 0o644))
-}
-
-// site is a world with a proxyd.
-type site struct {
-	*sandbox.World
-	ours sandbox.NodeConfig
-}
-
-func (b *bench) inSite(ctx context.Context, f func(context.Context, *site) error) (err error) {
-	w, err := sandbox.New(ctx, wan.Config{})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, w.Close()) }()
-	p, err := w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: b.bin.Proxyd})
-	if err != nil {
-		return err
-	}
-	if b.logs != "" {
-		defer func() {
-			err = errors.Join(err, os.WriteFile(filepath.Join(b.logs, "proxyd.log"), []byte(p.Log.String()), 0o600))
-		}()
-	}
-	return f(ctx, &site{w, sandbox.NodeConfig{Name: "starlight", Binaries: b.bin, Proxies: []string{p.Address}}})
-}
-
-// push pushes both versions of an image.
-func (s *site) push(ctx context.Context, name string) ([]corpus.Image, []string, error) {
-	if err := corpus.Build(ctx, os.Stderr, name); err != nil {
-		return nil, nil, err
-	}
-	var images []corpus.Image
-	var refs []string
-	for _, tag := range corpus.Tags {
-		im, err := corpus.Load(name, tag)
-		if err != nil {
-			return nil, nil, err
-		}
-		ref, err := s.Push(ctx, im.Layout, name, tag)
-		if err != nil {
-			return nil, nil, err
-		}
-		images, refs = append(images, im), append(refs, ref)
-	}
-	return images, refs, nil
-}
-
-// starts pulls and starts both versions of each image on nodes of their own, so
-// that no image profits from another.
-func (b *bench) starts(ctx context.Context, s *site) (err error) {
-	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
-	defer func() { err = errors.Join(err, t.Flush()) }() // what there is, after a failure too
-	fmt.Fprintf(t, "image\tpull\toverlayfs ready\tStarlight ready\tratio\toverlayfs MB\tStarlight MB\tuntil ready\ttrips\t\n")
-	for name := range strings.SplitSeq(b.images, ",") {
-		images, refs, err := s.push(ctx, name)
-		if err != nil {
-			return err
-		}
-		warm := s.ours
-		warm.Name = name
-		if err := measure.Warm(ctx, s.World, warm, refs...); err != nil {
-			return err
-		}
-		if err := s.Link.Set(wan.Config{Down: b.mbit, Up: b.mbit, RTT: b.rtt}); err != nil {
-			return err
-		}
-		var got [2][]measure.Start
-		for side, conf := range []sandbox.NodeConfig{{Name: "stock", Binaries: b.stock}, s.ours} {
-			conf.Name += "-" + name
-			n, err := s.StartNode(ctx, conf)
-			if err != nil {
-				return err
-			}
-			for i, im := range images {
-				run := sandbox.Run{
-					Ref: refs[i], ID: fmt.Sprintf("%s-%d", name, i), Argv: im.Ready.Argv,
-					Snapshotter: []string{measure.Overlayfs, measure.Starlight}[side],
-				}
-				fmt.Fprintf(os.Stderr, "%s with %s\n", run.Ref, run.Snapshotter)
-				m, err := measure.Once(ctx, s.World, n, run, im.Ready, nil)
-				if err != nil {
-					return err
-				}
-				m.Image, m.Tag = name, im.Tag
-				got[side] = append(got[side], m)
-				b.res.Starts = append(b.res.Starts, m)
-			}
-			if b.logs != "" {
-				if err := os.WriteFile(filepath.Join(b.logs, conf.Name+".log"), []byte(n.Log()), 0o600); err != nil {
-					return err
-				}
-			}
-			if err := n.Close(); err != nil {
-				return err
-			}
-		}
-		for i, o := range got[0] {
-			m := got[1][i]
-			fmt.Fprintf(t, "%s\t%s\t%.2f s\t%.2f s\t%.1fx\t%.1f\t%.1f\t%.1f\t%d/%d\t\n", name, []string{"fresh", "update"}[i],
-				o.Ready, m.Ready, o.Ready/m.Ready, float64(o.Bytes)/1e6, float64(m.Bytes)/1e6, float64(m.ReadyBytes)/1e6, m.PullTrips, m.Trips)
+		if err := p.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	return nil
+}
+
+// perImage runs f for each image and reports its failures; it ends with ctx.
+func (b *bench) perImage(ctx context.Context, f func(versions []corpus.Image) error) error {
+	for i, name := range b.images {
+		say("image %s, %d of %d", name, i+1, len(b.images))
+		var versions []corpus.Image
+		var err error
+		for _, tag := range corpus.Tags {
+			im, lerr := corpus.Load(name, tag)
+			versions, err = append(versions, im), errors.Join(err, lerr)
+		}
+		if err == nil {
+			err = f(versions)
+		}
+		if err != nil {
+			if err := b.fail(report.Record{Image: name}, err); err != nil {
+				return err
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+// fail records that something could not be measured.
+func (b *bench) fail(r report.Record, err error) error {
+	b.failed++
+	say("FAILED: %v", err)
+	r.Error = err.Error()
+	return b.log.Add(r)
+}
+
+// has tells whether an earlier run has a figure; same compares it.
+func (b *bench) has(same func(report.Record) bool) bool { return slices.ContainsFunc(b.had, same) }
+
+var began = time.Now()
+
+func say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "%7.1f s  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func environment(ctx context.Context) *report.Environment {
+	e := &report.Environment{Command: "bench " + strings.Join(os.Args[1:], " "), Processors: runtime.NumCPU()}
+	if out, err := exec.CommandContext(ctx, "git", "describe", "--tags", "--always", "--dirty").Output(); err == nil {
+		e.Version = strings.TrimSpace(string(out))
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		e.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	return e
+}
+
+const tableName = "report.md"
+
+// report makes tables and plots of all figures of the directory.
+func (b *bench) report() error {
+	records, err := report.Load(b.dir)
+	if err != nil || len(records) == 0 {
+		return err
+	}
+	plots, err := report.Plots(b.dir, records)
+	if err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(b.dir, tableName))
+	if err != nil {
+		return err
+	}
+	err = report.Markdown(f, records)
+	for _, p := range plots {
+		if err == nil {
+			_, err = fmt.Fprintf(f, "![%s](%s)\n", strings.TrimSuffix(p, filepath.Ext(p)), p)
+		}
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	say("wrote %s and %d plots", filepath.Join(b.dir, tableName), len(plots))
+	return nil
+}
+
+// systemNames in the order of the tables.
+var systemNames = []string{"overlayfs", "erofs", "estargz", "starlight", "starlight-precomputed"}
+
+// system makes a system by its name, with the programs that it needs.
+func (b *bench) system(ctx context.Context, name string) (system.System, error) {
+	switch name {
+	case "overlayfs":
+		return system.Overlayfs{Binaries: b.stock}, nil
+	case "erofs":
+		path, err := tools.MkfsErofs(ctx)
+		return system.Erofs{Binaries: b.stock, Path: path}, err
+	case "estargz":
+		bin, err := tools.Stargz(ctx)
+		return system.EStargz{Binaries: b.stock, Stargz: bin}, err
+	case "starlight":
+		return system.Starlight{Binaries: b.bin}, nil
+	case "starlight-precomputed":
+		return system.Starlight{Binaries: b.bin, Precomputed: true}, nil
+	default:
+		return nil, fmt.Errorf("there is no system %q", name)
+	}
 }

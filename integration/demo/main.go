@@ -17,6 +17,7 @@ import (
 	"github.com/starlight-delta/starlight/integration/internal/corpus"
 	"github.com/starlight-delta/starlight/integration/internal/measure"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/system"
 	"github.com/starlight-delta/starlight/integration/internal/tools"
 	"github.com/starlight-delta/starlight/integration/internal/wan"
 )
@@ -44,6 +45,9 @@ type demo struct {
 	rtt                          time.Duration
 }
 
+// imageName is what proxyd's state of the two versions is kept under.
+const imageName = "demo"
+
 // version of what is pulled.
 type version struct {
 	what, ref string
@@ -70,16 +74,12 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	say("starting proxyd beside the registry; it reads the images")
-	p, err := w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: bin.Proxyd})
-	if err != nil {
-		return err
-	}
-	ours := sandbox.NodeConfig{Name: "starlight", Binaries: bin, Proxies: []string{p.Address}}
+	ours := system.Starlight{Binaries: bin}
 	refs := make([]string, len(versions))
 	for i, v := range versions {
 		refs[i] = v.ref
 	}
-	if err := measure.Warm(ctx, w, ours, refs...); err != nil {
+	if err := ours.Teach(ctx, w, imageName, refs); err != nil {
 		return err
 	}
 	if err := w.Link.Set(wan.Config{Down: d.mbit, Up: d.mbit, RTT: d.rtt}); err != nil {
@@ -89,19 +89,20 @@ func (d *demo) run(ctx context.Context) (err error) {
 
 	var rows []row
 	for _, side := range []struct {
-		name, snapshotter string
-		conf              sandbox.NodeConfig
+		name string
+		sys  system.System
 	}{
-		{"containerd + overlayfs", measure.Overlayfs, sandbox.NodeConfig{Name: "stock", Binaries: stock}},
-		{"containerd + Starlight", measure.Starlight, ours},
+		{"containerd + overlayfs", system.Overlayfs{Binaries: stock}},
+		{"containerd + Starlight", ours},
 	} {
-		n, err := w.StartNode(ctx, side.conf)
+		n, err := side.sys.Node(ctx, w, imageName, side.sys.Name())
 		if err != nil {
 			return err
 		}
 		for i, v := range versions {
-			run := sandbox.Run{Ref: v.ref, ID: fmt.Sprintf("demo-%d", i), Snapshotter: side.snapshotter, Argv: v.ready.Argv}
-			s, err := measure.Once(ctx, w, n, run, v.ready, progress(side.name, v.what))
+			s, err := measure.Once(ctx, w.Link, measure.Subject{
+				Node: n, Ref: v.ref, ID: fmt.Sprintf("demo-%d", i), Ready: v.ready, Report: progress(side.name, v.what),
+			})
 			if err != nil {
 				return fmt.Errorf("%w\n%s", err, lastLines(n.Log()))
 			}
@@ -109,7 +110,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 			say("%s, %s: ready after %.2f s", side.name, v.what, s.Ready)
 			rows = append(rows, row{side.name, v.what, s})
 		}
-		if err := n.Close(); err != nil {
+		if err := n.Remove(); err != nil {
 			return err
 		}
 	}

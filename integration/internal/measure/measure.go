@@ -1,5 +1,5 @@
 // Package measure times what a user waits for: from the start of a pull until the
-// application is of use, and counts what it cost on the link.
+// application is of use, and counts what it cost on the link and on the machines.
 package measure
 
 import (
@@ -10,33 +10,40 @@ import (
 
 	"github.com/starlight-delta/starlight/integration/internal/corpus"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/system"
 	"github.com/starlight-delta/starlight/integration/internal/wan"
-)
-
-// Snapshotters that are compared.
-const (
-	Overlayfs = "overlayfs"
-	Starlight = "starlight"
 )
 
 // Start is one pull and start of an image.
 type Start struct {
-	Image       string `json:"image"`
-	Tag         string `json:"tag"`
-	Snapshotter string `json:"snapshotter"`
 	// Pull, Ready and Done are seconds from the start of the pull: until ctr
-	// returned, until the application was of use, and until all was local.
+	// returned, until the application was of use, and until all was local. Done is
+	// zero if it was not measured.
 	Pull  float64 `json:"pullSeconds"`
 	Ready float64 `json:"readySeconds"`
-	Done  float64 `json:"doneSeconds"`
+	Done  float64 `json:"doneSeconds,omitempty"`
 	// Bytes on the link down to the node until everything was local, and until
-	// the application was ready.
+	// the application was ready; Up is the other direction.
 	Bytes      int64 `json:"bytes"`
 	ReadyBytes int64 `json:"readyBytes"`
+	Up         int64 `json:"upBytes"`
 	// PullTrips and Trips are round trips one after the other, of the pull alone
-	// and until ready.
-	PullTrips int64 `json:"pullRoundTrips"`
-	Trips     int64 `json:"roundTrips"`
+	// and until ready; Connections are those that the node opened until then.
+	PullTrips   int64 `json:"pullRoundTrips"`
+	Trips       int64 `json:"roundTrips"`
+	Connections int64 `json:"connections"`
+	// Processes that worked for it, until everything was local.
+	Processes []Process `json:"processes"`
+	// Disk is what the node takes afterwards, earlier versions included.
+	Disk int64 `json:"diskBytes"`
+	// Arrived are the bytes on the link over time.
+	Arrived []Point `json:"arrived,omitempty"`
+}
+
+// Point of a curve.
+type Point struct {
+	At    float64 `json:"at"` // seconds from the start of the pull
+	Bytes int64   `json:"bytes"`
 }
 
 // Stage of a start.
@@ -46,118 +53,86 @@ type Stage struct {
 	Since time.Duration
 }
 
-// Once pulls and starts an image cold, and removes the container. report, if not
-// nil, is called about five times a second.
-func Once(ctx context.Context, w *sandbox.World, n *sandbox.Node, r sandbox.Run, ready corpus.Ready, report func(Stage)) (s Start, err error) {
-	s.Snapshotter = r.Snapshotter
+// Subject is what to start and how.
+type Subject struct {
+	Node  *system.Node
+	Ref   string
+	ID    string // of the container
+	Ready corpus.Ready
+	// Hurry takes the limits off the link once the application is ready: the rest
+	// comes, but how long it takes is not measured.
+	Hurry bool
+	// Report, if not nil, is called about five times a second.
+	Report func(Stage)
+}
+
+// Once pulls and starts an image cold, and removes the container.
+func Once(ctx context.Context, l *wan.Link, s Subject) (m Start, err error) {
 	if err := sandbox.DropCaches(); err != nil {
-		return s, err
+		return m, err
 	}
-	if err := w.Link.Reset(); err != nil {
-		return s, err
+	usage, err := newUsage(s.Node)
+	if err != nil {
+		return m, err
 	}
-	start := time.Now()
-	watch := newWatch(w.Link, start, report)
+	if err := l.Reset(); err != nil {
+		return m, err
+	}
+	watch := newWatch(l, s.Report)
 	defer watch.stop()
 
 	watch.stage("pulling")
-	if err := n.Pull(ctx, r.Ref, "--snapshotter", r.Snapshotter); err != nil {
-		return s, err
+	if err := s.Node.Pull(ctx, s.Ref); err != nil {
+		return m, err
 	}
-	s.Pull = time.Since(start).Seconds()
-	pulled, err := w.Link.Counters()
+	m.Pull = watch.seconds()
+	pulled, err := l.Counters()
 	if err != nil {
-		return s, err
+		return m, err
 	}
-	s.PullTrips = pulled.RoundTrips
+	m.PullTrips = pulled.RoundTrips
 
 	watch.stage("starting")
-	c, err := n.Run(ctx, r)
+	c, err := s.Node.Run(ctx, sandbox.Run{Ref: s.Ref, ID: s.ID, Snapshotter: s.Node.Snapshotter, Argv: s.Ready.Argv})
 	if err != nil {
-		return s, err
+		return m, err
 	}
 	defer func() { err = errors.Join(err, c.Remove(ctx)) }()
-	if err := c.WaitReady(ctx, ready); err != nil {
-		return s, fmt.Errorf("%s with %s: %w", r.Ref, r.Snapshotter, err)
+	if err := c.WaitReady(ctx, s.Ready); err != nil {
+		return m, fmt.Errorf("start %s: %w", s.Ref, err)
 	}
-	s.Ready = time.Since(start).Seconds()
-	at, err := w.Link.Counters()
+	m.Ready = watch.seconds()
+	at, err := l.Counters()
 	if err != nil {
-		return s, err
+		return m, err
 	}
-	s.ReadyBytes, s.Trips = at.Down.Bytes, at.RoundTrips
+	m.ReadyBytes, m.Trips, m.Connections = at.Down.Bytes, at.RoundTrips, at.Up.Connections
 
-	if r.Snapshotter == Starlight {
-		watch.stage("the rest")
-		if _, err := n.Ctr(ctx, "starlight", "wait", r.Ref); err != nil {
-			return s, err
+	watch.stage("the rest")
+	if s.Hurry {
+		conf := l.Config()
+		if err := l.Set(wan.Config{}); err != nil {
+			return m, err
 		}
+		defer func() { err = errors.Join(err, l.Set(conf)) }()
 	}
-	s.Done = time.Since(start).Seconds()
-	end, err := w.Link.Counters()
-	s.Bytes = end.Down.Bytes
-	return s, err
-}
-
-// watch reports on a start while it goes on.
-type watch struct {
-	names chan string
-	done  chan struct{}
-}
-
-func newWatch(l *wan.Link, start time.Time, report func(Stage)) *watch {
-	w := &watch{names: make(chan string), done: make(chan struct{})}
-	go func() {
-		defer close(w.done)
-		t := time.NewTicker(200 * time.Millisecond)
-		defer t.Stop()
-		name, open := "", true
-		for open {
-			select {
-			case name, open = <-w.names:
-			case <-t.C:
-			}
-			if report == nil || name == "" {
-				continue
-			}
-			if c, err := l.Counters(); err == nil { // only a display
-				report(Stage{name, c.Down.Bytes, time.Since(start)})
-			}
-		}
-	}()
-	return w
-}
-
-func (w *watch) stage(name string) { w.names <- name }
-
-func (w *watch) stop() {
-	close(w.names)
-	<-w.done
-}
-
-// Warm has proxyd ingest images, by pulls of a node that is thrown away, without
-// the limits of the link: what is measured is the second pull of the world, not
-// the first.
-func Warm(ctx context.Context, w *sandbox.World, c sandbox.NodeConfig, refs ...string) error {
-	conf := w.Link.Config()
-	if err := w.Link.Set(wan.Config{}); err != nil {
-		return err
+	if err := s.Node.Wait(ctx, s.Ref); err != nil {
+		return m, err
 	}
-	c.Name += "-warm"
-	n, err := w.StartNode(ctx, c)
+	if !s.Hurry {
+		m.Done = watch.seconds()
+	}
+	end, err := l.Counters()
 	if err != nil {
-		return err
+		return m, err
 	}
-	for _, ref := range refs {
-		if err := n.Pull(ctx, ref, "--snapshotter", Starlight); err != nil {
-			return err
-		}
-		if _, err := n.Ctr(ctx, "starlight", "wait", ref); err != nil {
-			return err
-		}
+	m.Bytes, m.Up = end.Down.Bytes, end.Up.Bytes
+	if m.Processes, err = usage.since(); err != nil {
+		return m, err
 	}
-	if err := n.Close(); err != nil {
-		return err
+	if m.Disk, err = s.Node.Disk(); err != nil {
+		return m, err
 	}
-	return w.Link.Set(conf)
+	m.Arrived = watch.stop()
+	return m, nil
 }

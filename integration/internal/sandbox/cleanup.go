@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// removeTree unmounts everything below dir and removes it.
-func removeTree(dir string) error {
+// RemoveTree unmounts everything below dir and removes it.
+func RemoveTree(dir string) error {
 	if dir == "" {
 		return nil
 	}

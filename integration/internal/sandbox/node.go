@@ -30,6 +30,8 @@ type NodeConfig struct {
 	Config string
 	// CRI loads the CRI plugins.
 	CRI bool
+	// Path are directories to look up programs in before those of $PATH.
+	Path []string
 	// Namespace is where it runs; default: the near end of the link.
 	Namespace *wan.Namespace
 }
@@ -40,9 +42,10 @@ type Node struct {
 	Root string
 	// Socket is the address of its API.
 	Socket string
+	// Dir holds everything of the node.
+	Dir string
 
 	c    NodeConfig
-	dir  string
 	proc *process.Process
 	logs []string // of earlier lives
 }
@@ -53,7 +56,7 @@ func (w *World) StartNode(ctx context.Context, c NodeConfig) (*Node, error) {
 		c.Namespace = w.Link.Edge
 	}
 	dir := filepath.Join(w.Dir, c.Name)
-	n := &Node{c: c, dir: dir, Root: filepath.Join(dir, "root"), Socket: filepath.Join(dir, "containerd.sock")}
+	n := &Node{c: c, Dir: dir, Root: filepath.Join(dir, "root"), Socket: filepath.Join(dir, "containerd.sock")}
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
@@ -73,7 +76,7 @@ func (w *World) StartNode(ctx context.Context, c NodeConfig) (*Node, error) {
 	return n, n.Start(ctx)
 }
 
-func (n *Node) configFile() string { return filepath.Join(n.dir, "config.toml") }
+func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") }
 
 func (n *Node) config() string {
 	var b strings.Builder
@@ -83,9 +86,9 @@ func (n *Node) config() string {
 			"io.containerd.podsandbox.controller.v1.podsandbox")
 	}
 	fmt.Fprintf(&b, "version = 3\nroot = %q\nstate = %q\nimports = []\ndisabled_plugins = [%s]\n",
-		n.Root, filepath.Join(n.dir, "state"), quoted(disabled))
+		n.Root, filepath.Join(n.Dir, "state"), quoted(disabled))
 	fmt.Fprintf(&b, "[grpc]\n  address = %q\n[debug]\n  level = \"debug\"\n", n.Socket)
-	fmt.Fprintf(&b, "[plugins.'io.containerd.internal.v1.opt']\n  path = %q\n", filepath.Join(n.dir, "opt"))
+	fmt.Fprintf(&b, "[plugins.'io.containerd.internal.v1.opt']\n  path = %q\n", filepath.Join(n.Dir, "opt"))
 	if n.c.Proxies != nil || n.c.DefaultSnapshotter || n.c.Engine != "" {
 		b.WriteString("[plugins.'io.containerd.starlight.v1.engine']\n")
 		if n.c.DefaultSnapshotter {
@@ -114,7 +117,7 @@ func (n *Node) Start(ctx context.Context) error {
 		n.logs = append(n.logs, n.proc.Log.String())
 	}
 	cmd := exec.Command(n.c.Binaries.Containerd, "--config", n.configFile())
-	cmd.Env = append(os.Environ(), "PATH="+filepath.Join(n.dir, "bin")+":"+os.Getenv("PATH"))
+	cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(append([]string{filepath.Join(n.Dir, "bin")}, n.c.Path...), os.Getenv("PATH")), ":"))
 	p, err := process.Start(n.c.Namespace, "containerd "+n.c.Name, cmd)
 	if err != nil {
 		return err
@@ -190,8 +193,13 @@ func (n *Node) Close() error {
 			return err
 		}
 	}
-	killBelow(n.dir)
+	killBelow(n.Dir)
 	return nil
+}
+
+// Remove closes the node and removes all that it has on the disk.
+func (n *Node) Remove() error {
+	return errors.Join(n.Close(), RemoveTree(n.Dir))
 }
 
 // removeContainers ends what runs in an orderly way, so that runc removes cgroups.

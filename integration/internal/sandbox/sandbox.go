@@ -107,7 +107,7 @@ func (w *World) Close() error {
 		}
 		errs = append(errs, w.Link.Close())
 	}
-	errs = append(errs, removeTree(w.Dir))
+	errs = append(errs, RemoveTree(w.Dir))
 	return errors.Join(errs...)
 }
 
@@ -174,7 +174,7 @@ func removeStale(parent string) {
 		pid, _, _ := strings.Cut(strings.TrimPrefix(filepath.Base(d), dirPrefix), "-")
 		if _, err := os.Stat("/proc/" + pid); os.IsNotExist(err) {
 			killBelow(d)
-			_ = removeTree(d) // the next run tries again
+			_ = RemoveTree(d) // the next run tries again
 		}
 	}
 }

@@ -143,7 +143,9 @@ func cached(ctx context.Context, set, name string, build func(dir string) *exec.
 	}
 	defer os.RemoveAll(tmp)
 	c := build(tmp)
-	c.Dir = root
+	if c.Dir == "" {
+		c.Dir = root
+	}
 	if out, err := c.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%s: %w: %s", c, err, out)
 	}

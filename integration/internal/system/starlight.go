@@ -1,0 +1,169 @@
+package system
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/starlight-delta/starlight/integration/internal/corpus"
+	"github.com/starlight-delta/starlight/integration/internal/process"
+	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/tools"
+	"github.com/starlight-delta/starlight/integration/internal/wan"
+)
+
+// Starlight is our containerd with a proxyd at the registry's side.
+//
+// proxyd has read both versions before, as it does when a version is pushed or
+// pulled for the first time. Each node has a proxyd with a copy of that state, so
+// that no measurement profits from the one before.
+type Starlight struct {
+	Binaries tools.Binaries
+	// Precomputed: another worker has made the same update before, and proxyd had
+	// the time to compute patches for it.
+	Precomputed bool
+}
+
+// Name implements [System].
+func (s Starlight) Name() string {
+	if s.Precomputed {
+		return "starlight-precomputed"
+	}
+	return "starlight"
+}
+
+// state is where what proxyd has learned of an image is kept.
+func (s Starlight) state(w *sandbox.World, image string) string {
+	return filepath.Join(w.Dir, s.Name()+"-state", image)
+}
+
+// Publish implements [System].
+func (s Starlight) Publish(ctx context.Context, w *sandbox.World, versions []corpus.Image) ([]string, error) {
+	refs, err := push(ctx, w, versions)
+	if err != nil {
+		return nil, err
+	}
+	return refs, s.Teach(ctx, w, versions[0].Name, refs)
+}
+
+// Teach has proxyd read the versions of an image, over a link without limits, and
+// keeps what it has then for the nodes to come.
+func (s Starlight) Teach(ctx context.Context, w *sandbox.World, image string, refs []string) error {
+	conf := w.Link.Config()
+	if err := w.Link.Set(wan.Config{}); err != nil {
+		return err
+	}
+	return errors.Join(s.teach(ctx, w, image, refs), w.Link.Set(conf))
+}
+
+func (s Starlight) teach(ctx context.Context, w *sandbox.World, image string, refs []string) error {
+	p, err := w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: s.Binaries.Proxyd, Dir: s.state(w, image)})
+	if err != nil {
+		return err
+	}
+	var plans [][]string
+	for _, ref := range refs {
+		plans = append(plans, []string{ref}) // each alone: proxyd sees no update
+	}
+	if s.Precomputed {
+		plans = append(plans, refs)
+	}
+	for _, plan := range plans {
+		if err := s.pull(ctx, w, p, plan); err != nil {
+			return errors.Join(err, p.Stop())
+		}
+	}
+	if s.Precomputed {
+		err = Idle(ctx, p.Process)
+	}
+	return errors.Join(err, p.Stop())
+}
+
+// pull pulls images one after the other on a node that is thrown away.
+func (s Starlight) pull(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd, refs []string) error {
+	n, err := s.Worker(ctx, w, p.Address, "teacher")
+	if err != nil {
+		return err
+	}
+	for _, ref := range refs {
+		if err = n.Pull(ctx, ref); err == nil {
+			err = n.Wait(ctx, ref)
+		}
+		if err != nil {
+			break
+		}
+	}
+	return errors.Join(err, n.Remove())
+}
+
+// Node implements [System].
+func (s Starlight) Node(ctx context.Context, w *sandbox.World, image, name string) (*Node, error) {
+	p, err := s.Proxyd(ctx, w, image, name)
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.Worker(ctx, w, p.Address, name)
+	if err != nil {
+		return nil, errors.Join(err, p.Stop())
+	}
+	n.Others = map[string]*process.Process{"proxyd": p.Process}
+	n.Far = []string{p.Dir}
+	return n, nil
+}
+
+// Proxyd starts one with a copy of what was learned of an image.
+func (s Starlight) Proxyd(ctx context.Context, w *sandbox.World, image, name string) (*sandbox.Proxyd, error) {
+	dir := filepath.Join(w.Dir, name+"-proxyd")
+	if err := os.CopyFS(dir, os.DirFS(s.state(w, image))); err != nil {
+		return nil, err
+	}
+	return w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: s.Binaries.Proxyd, Dir: dir})
+}
+
+// Worker starts a node that asks the proxyd at an address.
+func (s Starlight) Worker(ctx context.Context, w *sandbox.World, address, name string) (*Node, error) {
+	n, err := w.StartNode(ctx, sandbox.NodeConfig{Name: name, Binaries: s.Binaries, Proxies: []string{address}})
+	if err != nil {
+		return nil, err
+	}
+	return &Node{Node: n, Snapshotter: "starlight", Complete: func(ctx context.Context, ref string) error {
+		_, err := n.Ctr(ctx, "starlight", "wait", ref)
+		return err
+	}}, nil
+}
+
+// Idle waits until a process does nothing any more: what it computes for later is
+// done. It asks the kernel, as the process is a black box.
+func Idle(ctx context.Context, p *process.Process) error {
+	const (
+		every = time.Second
+		most  = 20 * time.Millisecond // of processor time in every; housekeeping takes less
+		times = 3                     // in a row
+	)
+	t := time.NewTicker(every)
+	defer t.Stop()
+	last, err := process.CPU(p.PID())
+	if err != nil {
+		return err
+	}
+	for still := 0; still < times; {
+		select {
+		case <-t.C:
+		case <-p.Done():
+			return p.Wait(ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		now, err := process.CPU(p.PID())
+		if err != nil {
+			return err
+		}
+		if still++; now-last > most {
+			still = 0
+		}
+		last = now
+	}
+	return nil
+}
