@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
@@ -37,12 +38,15 @@ type source struct {
 	platform     ocispec.Platform
 	credentials  *credentials
 	progress     transfer.ProgressFunc // may be nil
+	start        time.Time
+	fetches      fetches // from the registry
 
 	mu      sync.Mutex   // guards the following
 	pull    *engine.Pull // nil: not ours, or not any more
 	fetched bool         // Fetcher has been called while pull was set
 	release []func()
-	told    bool // the layers have been reported complete
+	told    bool  // the layers have been reported complete
+	why     error // of a pull that is plain
 }
 
 var (
@@ -51,7 +55,7 @@ var (
 )
 
 func newSource(ctx context.Context, c Config, f namedFetcher, p ocispec.Platform, progress transfer.ProgressFunc) *source {
-	return &source{namedFetcher: f, config: c, platform: p, credentials: newCredentials(ctx, f), progress: progress}
+	return &source{namedFetcher: f, config: c, platform: p, credentials: newCredentials(ctx, f), progress: progress, start: time.Now()}
 }
 
 // close ends what the transfer held.
@@ -87,19 +91,44 @@ func (s *source) current() *engine.Pull {
 	return s.pull
 }
 
+// given tells whether the image is left to the client's source.
+func (s *source) given() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.why != nil
+}
+
 // plain leaves the image to the client's source, and says why.
 func (s *source) plain(ctx context.Context, why error) {
 	ns, _ := namespaces.Namespace(ctx)
-	log.G(ctx).WithError(why).WithField("ref", s.Image()).Warn("not a delta pull: the image comes from the registry")
+	log.G(ctx).WithError(why).WithField("ref", s.Image()).Debug("not a delta pull: the image comes from the registry")
 	s.config.Engine.Plain(ns, s.Image(), why)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pull = nil
+	s.pull, s.why = nil, why
+}
+
+// logPlain writes the one line that the log has of a pull that was no delta; the
+// engine writes that of the others.
+func (s *source) logPlain(ctx context.Context, err error) {
+	if !s.given() {
+		return
+	}
+	ns, _ := namespaces.Namespace(ctx)
+	l := log.G(ctx).WithFields(log.Fields{
+		"namespace": ns, "ref": s.Image(), "mode": engine.ModePlain, "reason": s.why.Error(),
+		"bytes": s.fetches.bytes.Load(), "roundtrips": s.fetches.requests.Load(), "duration": time.Since(s.start),
+	})
+	if err != nil {
+		l.WithError(err).Warn("image not pulled")
+		return
+	}
+	l.Warn("image pulled, but not as a delta")
 }
 
 // Resolve asks the engine, and the registry if the engine cannot.
 func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error) {
-	if err := resolvable(s.Image()); err != nil {
+	if err := resolvable(s.Image()); err != nil || s.given() {
 		return s.namedFetcher.Resolve(ctx) // says the same, as clients expect it
 	}
 	ns, _ := namespaces.Namespace(ctx)
@@ -152,6 +181,7 @@ func (s *source) Fetcher(ctx context.Context, ref string) (transfer.Fetcher, err
 	if err != nil {
 		return nil, err
 	}
+	inner = countingFetcher{inner, &s.fetches}
 	pull := s.current()
 	if pull == nil {
 		return inner, nil

@@ -78,14 +78,13 @@ func (t *Transferrer) Transfer(ctx context.Context, src, dst any, opts ...transf
 	err := t.config.Inner.Transfer(ctx, s, dst, opts...)
 	if err == nil {
 		s.complete(ctx)
-		return nil
+	} else if s.began() && ctx.Err() == nil {
+		// The client's own source gets its chance, whatever it was.
+		s.plain(ctx, err)
+		err = t.config.Inner.Transfer(ctx, s, dst, opts...)
 	}
-	if !s.began() || ctx.Err() != nil {
-		return err
-	}
-	// The client's own source gets its chance, whatever it was.
-	s.plain(ctx, err)
-	return t.config.Inner.Transfer(ctx, src, dst, opts...)
+	s.logPlain(ctx, err)
+	return err
 }
 
 // ours tells whether the engine is to pull this image, and for which platform.

@@ -32,6 +32,8 @@ type NodeConfig struct {
 	CRI bool
 	// Path are directories to look up programs in before those of $PATH.
 	Path []string
+	// Traces is the URL of an OTLP receiver; without one, tracing is not loaded.
+	Traces string
 	// Namespace is where it runs; default: the near end of the link.
 	Namespace *wan.Namespace
 }
@@ -80,7 +82,10 @@ func (n *Node) configFile() string { return filepath.Join(n.Dir, "config.toml") 
 
 func (n *Node) config() string {
 	var b strings.Builder
-	disabled := []string{"io.containerd.nri.v1.nri", "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing"}
+	disabled := []string{"io.containerd.nri.v1.nri"}
+	if n.c.Traces == "" {
+		disabled = append(disabled, "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing")
+	}
 	if !n.c.CRI {
 		disabled = append(disabled, "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
 			"io.containerd.podsandbox.controller.v1.podsandbox")
@@ -118,6 +123,9 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	cmd := exec.Command(n.c.Binaries.Containerd, "--config", n.configFile())
 	cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(append([]string{filepath.Join(n.Dir, "bin")}, n.c.Path...), os.Getenv("PATH")), ":"))
+	if n.c.Traces != "" {
+		cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="+n.c.Traces, "OTEL_BSP_SCHEDULE_DELAY=100")
+	}
 	p, err := process.Start(n.c.Namespace, "containerd "+n.c.Name, cmd)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@
 package plugin
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+	"github.com/prometheus/client_golang/prometheus"
 
 	starlight "github.com/starlight-delta/starlight/plugins"
 	"github.com/starlight-delta/starlight/plugins/internal/engine"
@@ -53,6 +55,10 @@ func initialize(ic *plugin.InitContext) (any, error) {
 	}
 	if err != nil {
 		return nil, err
+	}
+	// What containerd's metrics server serves.
+	if err := prometheus.Register(e.Metrics()); err != nil {
+		return nil, errors.Join(fmt.Errorf("register metrics: %w", err), e.Close())
 	}
 	return e, nil
 }

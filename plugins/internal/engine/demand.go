@@ -57,10 +57,12 @@ var _ lazyfs.Source = (*Engine)(nil)
 // for the pieces at once, unless a stream is just bringing them. It fails with
 // errdefs.ErrNotFound for objects of no image, and with errdefs.ErrUnavailable
 // when nothing has arrived for Config.ReadTimeout.
-func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) error {
+func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err error) {
 	if e.objects.Has(d) {
 		return nil
 	}
+	done := e.metrics.read()
+	defer func() { done(err) }()
 	start := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -175,6 +177,7 @@ func (e *Engine) demand(img *image, p *pending, wanted wire.Range, again bool) <
 		q.running++
 	}
 	d.asked = q.widen(wanted, p.list[wanted.Object].NumPieces())
+	e.asked.Store(p.list[wanted.Object].Digest, struct{}{})
 	q.wanted[wanted] = d
 	q.queue = append(q.queue, d)
 	return d.answered
@@ -230,7 +233,7 @@ func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []wire.R
 		}
 		img.meter.turns.Add(1)
 		img.meter.add(b.RequestBytes())
-		err = e.store(b, p, &img.meter)
+		err = e.store(b, p, &img.meter, fromDemand)
 		_ = b.Close()
 		if err == nil {
 			return nil

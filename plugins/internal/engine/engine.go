@@ -62,6 +62,7 @@ type Engine struct {
 	objects *objects.Store
 	state   *state
 	proxies []*proxy
+	metrics *metrics
 
 	stacking erofsimg.Stacking // of the root file systems on this kernel
 
@@ -79,6 +80,8 @@ type Engine struct {
 
 	// streaming has the large objects whose pieces are coming.
 	streaming sync.Map // toc.Digest → uint32, the piece that came last
+	// asked has the objects that readers asked for out of turn.
+	asked sync.Map // toc.Digest → struct{}
 
 	mu     sync.Mutex // guards the following fields and those of images
 	images map[toc.Digest]*image
@@ -102,7 +105,7 @@ type Engine struct {
 // not end with ctx: Close ends everything but the mounts.
 func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	e := &Engine{
-		cfg: c, gate: make(chan struct{}, 1),
+		cfg: c, gate: make(chan struct{}, 1), metrics: newMetrics(),
 		images: map[toc.Digest]*image{}, layers: map[toc.Digest]*layer{},
 		chains: map[digest.Digest]*chain{}, blobs: map[digest.Digest]*blob{},
 		refs: map[refKey]*ref{}, claims: map[toc.Digest]*stream{}, pins: map[digest.Digest]int{},

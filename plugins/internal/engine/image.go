@@ -154,6 +154,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 		Name: name, Platform: src.platform, Manifest: m.Manifest.Descriptor,
 		Objects: objects, Bytes: bytes, Pulled: time.Now(),
 	}
+	s.localObjects, s.localBytes = objects-p.objects, bytes-p.bytes
 	for i, l := range m.Header.Layers {
 		rec.Layers = append(rec.Layers, layerRecord{l.DiffID, l.TOC, m.ImageManifest.Layers[i]})
 	}
@@ -322,19 +323,23 @@ func (e *Engine) recount(img *image) {
 	}
 }
 
-func (p *pending) got(i uint32) {
-	if p.need[i] {
-		p.need[i] = false
-		p.objects--
-		p.bytes -= p.list[i].Size
+// got notes that an object is local, and tells whether that is news.
+func (p *pending) got(i uint32) bool {
+	if !p.need[i] {
+		return false
 	}
+	p.need[i] = false
+	p.objects--
+	p.bytes -= p.list[i].Size
+	return true
 }
 
 // arrived tells all images of objects that have become local.
-func (e *Engine) arrived(ds ...toc.Digest) {
+func (e *Engine) arrived(from origin, ds ...toc.Digest) {
 	if len(ds) == 0 {
 		return
 	}
+	counted := make([]bool, len(ds)) // what arrives again does not count again
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, d := range ds {
@@ -346,9 +351,10 @@ func (e *Engine) arrived(ds ...toc.Digest) {
 		if p == nil || p.objects == 0 {
 			continue
 		}
-		for _, d := range ds {
-			if i, ok := p.index[d]; ok {
-				p.got(i)
+		for j, d := range ds {
+			if i, ok := p.index[d]; ok && p.got(i) && !counted[j] {
+				counted[j] = true
+				e.tally(from, p.list[i])
 			}
 		}
 		if p.objects == 0 {

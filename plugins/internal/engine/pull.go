@@ -8,11 +8,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/tracing"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/wire"
@@ -65,8 +67,13 @@ type ref struct {
 // ErrNotAccelerated unless ctx ended.
 //
 // Until Release nothing of the image is collected by Sweep.
-func (e *Engine) Pull(ctx context.Context, r PullRequest) (*Pull, error) {
+func (e *Engine) Pull(ctx context.Context, r PullRequest) (_ *Pull, err error) {
 	start := time.Now()
+	ctx, span := startSpan(ctx, "pull", r.Ref, nil)
+	defer func() {
+		span.SetStatus(err)
+		span.End()
+	}()
 	name, host, err := splitRef(r.Ref)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, err)
@@ -123,11 +130,16 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 		}
 	}
 	e.refs[key] = &ref{rec, s.img}
+	img := s.img.rec
 	e.mu.Unlock()
 	log.G(ctx).WithFields(log.Fields{
-		"ref": r.Ref, "mode": ModeDelta, "proxy": s.proxy.Address, "roundtrips": s.turns, "bytes": s.header,
+		"ref": r.Ref, "proxy": s.proxy.Address, "roundtrips": s.turns, "bytes": s.header,
 		"objects": m.Header.Objects, "total_objects": m.Header.TotalObjects, "duration": rec.Ready,
-	}).Info("image metadata pulled")
+	}).Debug("image metadata pulled")
+	e.metrics.pulled(rec.Ready, s)
+	if rec.Done > 0 {
+		e.whole(ctx, key, rec, img)
+	}
 	if err := e.state.putRef(key, rec); err != nil {
 		p.Release()
 		return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, err)
@@ -149,7 +161,7 @@ func (p *Pull) Release() { p.release() }
 // contents in the background.
 func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, progress func(wire.Progress)) (*stream, *delta.Metadata, error) {
 	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
-	s := &stream{e: e, proxy: p}
+	s := &stream{e: e, proxy: p, span: trace.SpanFromContext(ctx)}
 	forget := false // ask as if we had nothing
 	for {
 		m, err := e.header(ctx, s, req, forget, progress, func(m *delta.Metadata) error {
@@ -201,17 +213,27 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if !forget {
 		req.Have = e.inventory()
 	}
+	ctx, span := startSpan(ctx, "request", req.Ref, s.proxy)
+	defer func() {
+		span.SetStatus(err)
+		span.End()
+	}()
 	s.turns++
 	if s.bundle, err = s.proxy.client.Delta(sctx, req); err != nil { //nolint:contextcheck // the stream outlives ctx
 		return nil, err
 	}
+	_, headerSpan := startSpan(ctx, "header", req.Ref, s.proxy)
 	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.encodedTOC}, func(p wire.Progress) {
 		unlock()
 		if progress != nil {
 			progress(p)
 		}
 	})
+	headerSpan.SetAttributes(tracing.Attribute("bytes", s.bundle.WireBytes()))
+	headerSpan.SetStatus(err)
+	headerSpan.End()
 	s.header += s.bundle.WireBytes() + s.bundle.RequestBytes()
+	e.metrics.received.WithLabelValues(string(fromStream)).Add(float64(s.bundle.WireBytes()))
 	if err != nil {
 		return nil, err
 	}
@@ -315,6 +337,7 @@ func (e *Engine) Plain(namespace, name string, why error) {
 	e.mu.Lock()
 	e.refs[key] = &ref{rec: rec}
 	e.mu.Unlock()
+	e.metrics.pulls.WithLabelValues(ModePlain).Inc()
 	if err := e.state.putRef(key, rec); err != nil {
 		log.G(e.ctx).WithError(err).WithField("ref", name).Warn("status of a plain pull is not kept")
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -24,6 +25,7 @@ import (
 // fromRegistry fetches whole layers and takes from them what img lacks: what is
 // left when no proxyd can help.
 func (e *Engine) fromRegistry(ctx context.Context, img *image) error {
+	e.metrics.resumes.WithLabelValues(string(fromRegistry)).Inc()
 	fetch := img.source.fetcher()
 	for i, l := range img.layers {
 		want := e.wanted(img, l)
@@ -33,6 +35,7 @@ func (e *Engine) fromRegistry(ctx context.Context, img *image) error {
 		desc := img.rec.Layers[i].Descriptor
 		log.G(ctx).WithFields(log.Fields{"ref": img.source.ref, "layer": desc.Digest, "objects": len(want)}).Info("fetching the layer from the registry")
 		if err := e.fromLayer(ctx, img, l, desc, fetch, want); err != nil {
+			e.metrics.refused(fromRegistry, err)
 			return fmt.Errorf("layer %s from the registry: %w", desc.Digest, err)
 		}
 	}
@@ -74,7 +77,7 @@ func (e *Engine) fromLayer(ctx context.Context, img *image, l *layer, desc ocisp
 		return err
 	}
 	defer rc.Close()
-	z, err := compression.DecompressStream(countingReader{rc, &img.meter})
+	z, err := compression.DecompressStream(countingReader{rc, &img.meter, e.metrics.received.WithLabelValues(string(fromRegistry))})
 	if err != nil {
 		return err
 	}
@@ -99,7 +102,7 @@ func (e *Engine) fromLayer(ctx context.Context, img *image, l *layer, desc ocisp
 			return err
 		}
 		delete(want, d)
-		e.arrived(d)
+		e.arrived(fromRegistry, d)
 	}
 	return nil
 }
@@ -132,12 +135,14 @@ func (e *Engine) fromReader(o toc.Object, r io.Reader) error {
 
 type countingReader struct {
 	io.Reader
-	m *meter
+	m        *meter
+	received prometheus.Counter
 }
 
 func (r countingReader) Read(b []byte) (int, error) {
 	n, err := r.Reader.Read(b)
 	r.m.add(int64(n))
+	r.received.Add(float64(n))
 	return n, err
 }
 

@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/containerd/containerd/v2/pkg/tracing"
 	"github.com/containerd/log"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
@@ -29,6 +31,9 @@ type stream struct {
 	header  int64        // bytes of requests and headers, both ways
 	turns   int64
 	pinned  bool // Engine.mu guards it
+	// What of the image was local when the header came.
+	localObjects, localBytes int64
+	span                     trace.Span // of the pull: what the stream does is told below it
 }
 
 // discard gives back what s claimed and did not bring, so that others ask for it.
@@ -61,8 +66,13 @@ func (e *Engine) receive(ctx context.Context, s *stream) {
 	if len(s.claimed) > 0 {
 		img.main = s
 	}
+	ref := img.source.ref
 	e.mu.Unlock()
-	err := e.store(s.bundle, p, &img.meter)
+	_, span := startSpan(trace.ContextWithSpan(ctx, s.span), "body", ref, s.proxy)
+	defer span.End()
+	err := e.store(s.bundle, p, &img.meter, fromStream)
+	span.SetAttributes(tracing.Attribute("bytes", s.bundle.WireBytes()))
+	span.SetStatus(err)
 	_ = s.bundle.Close()
 	e.mu.Lock()
 	img.failure = err
@@ -77,18 +87,21 @@ func (e *Engine) receive(ctx context.Context, s *stream) {
 }
 
 // store writes the objects of a bundle. Bytes are counted by m as they come.
-func (e *Engine) store(b *delta.Bundle, p *pending, m *meter) (err error) {
+func (e *Engine) store(b *delta.Bundle, p *pending, m *meter, from origin) (err error) {
 	open := map[uint32]*objects.Writer{} // large objects of which pieces are missing
 	defer func() {
 		for i, w := range open {
 			e.streaming.Delete(p.list[i].Digest)
 			err = errors.Join(err, w.Close())
 		}
+		e.metrics.refused(from, err)
 	}()
+	received := e.metrics.received.WithLabelValues(string(from))
 	for seen := b.WireBytes(); ; {
 		f, err := b.Next()
 		now := b.WireBytes()
 		m.add(now - seen)
+		received.Add(float64(now - seen))
 		seen = now
 		switch {
 		case errors.Is(err, io.EOF):
@@ -98,7 +111,7 @@ func (e *Engine) store(b *delta.Bundle, p *pending, m *meter) (err error) {
 		case f.Type != wire.FrameData:
 			continue // the end
 		}
-		if err := e.storeFrame(p, open, f.Data); err != nil {
+		if err := e.storeFrame(p, open, f.Data, from); err != nil {
 			return err
 		}
 	}
@@ -109,7 +122,7 @@ func (e *Engine) store(b *delta.Bundle, p *pending, m *meter) (err error) {
 const writers = 4
 
 // storeFrame stores what a data frame brings.
-func (e *Engine) storeFrame(p *pending, open map[uint32]*objects.Writer, d *wire.Data) error {
+func (e *Engine) storeFrame(p *pending, open map[uint32]*objects.Writer, d *wire.Data, from origin) error {
 	type part struct {
 		o toc.Object
 		b []byte
@@ -156,7 +169,7 @@ func (e *Engine) storeFrame(p *pending, open map[uint32]*objects.Writer, d *wire
 			done = append(done, s.o.Digest)
 		}
 	}
-	e.arrived(done...)
+	e.arrived(from, done...)
 	return err
 }
 
@@ -288,6 +301,10 @@ func (e *Engine) reopen(ctx context.Context, img *image, p *proxy) (*stream, err
 	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
 	s := &stream{e: e, proxy: p}
 	forget := false // ask as if we had nothing
+	e.metrics.resumes.WithLabelValues(string(fromStream)).Inc()
+	ctx, span := startSpan(ctx, "resume", src.ref, p)
+	defer span.End()
+	s.span = trace.SpanFromContext(ctx)
 	for {
 		_, err := e.header(ctx, s, req, forget, nil, func(m *delta.Metadata) error {
 			if m.Manifest.Digest.String() != img.digest.String() {
@@ -359,9 +376,7 @@ func (e *Engine) finish(ctx context.Context, img *image) error {
 		if err := e.state.putRef(k, r); err != nil {
 			return err
 		}
-		log.G(ctx).WithFields(log.Fields{
-			"ref": k.ref, "mode": ModeDelta, "bytes": r.WireBytes, "objects": rec.Objects, "roundtrips": r.RoundTrips, "duration": r.Done,
-		}).Info("image is complete")
+		e.whole(ctx, k, r, rec)
 	}
 	for _, fn := range hooks {
 		for _, c := range img.chains {

@@ -42,6 +42,7 @@ func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error {
 		errs = append(errs, removeAll(e.tocPath(l.diffID)))
 	}
 	e.mu.Lock()
+	e.asked.Clear()
 	kept := map[toc.Digest]struct{}{}
 	for _, img := range e.images {
 		for _, l := range img.layers {

@@ -112,6 +112,10 @@ func run(o options) error {
 		}
 	}
 	c := &child{fuse: fuseFD, nodes: n, link: l}
+	if c.requests, err = openCounters(o.state); err != nil {
+		fmt.Fprintln(os.Stderr, "requests are not counted:", err)
+		c.requests = new(counters)
+	}
 	go func() { failed <- c.serve() }()
 	return <-failed
 }

@@ -25,9 +25,10 @@ const (
 
 // child serves the file system.
 type child struct {
-	fuse  int
-	nodes *nodes
-	link  *link
+	fuse     int
+	nodes    *nodes
+	link     *link
+	requests *counters
 }
 
 // serve answers requests until the file system is unmounted.
@@ -61,6 +62,7 @@ func (c *child) loop() error {
 		if !ok {
 			return fmt.Errorf("read /dev/fuse: a request of %d bytes", n)
 		}
+		c.requests.count(in.Opcode)
 		if err := c.handle(&in, req[:n], buf); err != nil {
 			return fmt.Errorf("answer request %d: %w", in.Opcode, err)
 		}
