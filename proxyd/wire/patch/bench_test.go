@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,13 +38,13 @@ func benchPair(b *testing.B, old, nw *os.File, o Options) {
 	oldSize, newSize := size(b, old), size(b, nw)
 	b.SetBytes(newSize)
 	var encode, decode time.Duration
-	var sent int
+	var sent, head int
 	for b.Loop() {
-		start := time.Now()
+		start := cpuTime(b)
 		p := makePatch(b, old, nw, oldSize, newSize, o)
-		encode += time.Since(start)
-		sent = compressed(b, p)
-		start = time.Now()
+		encode += cpuTime(b) - start
+		sent, head = compressed(b, p), len(p.head)
+		start = cpuTime(b)
 		a, err := NewApplier(old, oldSize, newSize, p.head)
 		if err != nil {
 			b.Fatal(err)
@@ -54,9 +55,10 @@ func benchPair(b *testing.B, old, nw *os.File, o Options) {
 			if buf, err = a.Apply(buf[:0], i, s); err != nil {
 				b.Fatal(err)
 			}
-			decode -= sumTime(buf, &sums)
+			decode += cpuTime(b) - start
+			sums = append(sums, sha256.Sum256(buf))
+			start = cpuTime(b)
 		}
-		decode += time.Since(start)
 		check := make([]byte, PieceSize)
 		for i := range sums {
 			n, err := nw.ReadAt(check, int64(i)*PieceSize)
@@ -72,13 +74,17 @@ func benchPair(b *testing.B, old, nw *os.File, o Options) {
 	b.ReportMetric(mb/encode.Seconds(), "enc-MB/s")
 	b.ReportMetric(mb/decode.Seconds(), "dec-MB/s")
 	b.ReportMetric(float64(sent), "bytes")
-	b.ReportMetric(float64(len(makePatch(b, old, nw, oldSize, newSize, o).head)), "head")
+	b.ReportMetric(float64(head), "head")
 }
 
-func sumTime(b []byte, sums *[][32]byte) time.Duration {
-	start := time.Now()
-	*sums = append(*sums, sha256.Sum256(b))
-	return time.Since(start)
+// cpuTime is what the process has used: how busy the machine is does not count.
+func cpuTime(t testing.TB) time.Duration {
+	t.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 type made struct {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 )
@@ -191,7 +192,7 @@ func TestGolden(t *testing.T) {
 			continue
 		}
 		for name, m := range map[string]Method{"hd": HD, "rd": RD} {
-			file := filepath.Join("testdata", fmt.Sprintf("%s.%s", p.name, name))
+			file := filepath.Join("testdata", strings.ReplaceAll(p.name, " ", "-")+"."+name)
 			if *update {
 				q := roundTrip(t, p.old, p.nw, Options{Method: m})
 				if m == RD && len(q.head) == 0 || q.bytes() > 20_000 {
