@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -116,6 +117,13 @@ type pulled struct {
 	order    []uint32
 	progress int
 	retried  bool
+	frames   []tocFrame
+}
+
+// tocFrame tells how the TOC of a layer came.
+type tocFrame struct {
+	layer wire.Layer
+	bytes int // of the payload, decoded
 }
 
 // pull sends delta requests until there is a header, and reads the bundle. have
@@ -164,11 +172,9 @@ func (g *pulled) read(r *wire.Reader) error {
 		case wire.FrameBlob:
 			g.blobs = append(g.blobs, bytes.Clone(f.Payload))
 		case wire.FrameTOC:
-			t, err := toc.Decode(bytes.Clone(f.Payload))
-			if err != nil {
+			if err := g.toc(f.Payload); err != nil {
 				return err
 			}
-			g.tocs[t.DiffID] = t
 		case wire.FrameData:
 			if err := g.data(f.Data); err != nil {
 				return err
@@ -177,6 +183,32 @@ func (g *pulled) read(r *wire.Reader) error {
 			return f.Err
 		}
 	}
+}
+
+// toc takes the next toc frame.
+func (g *pulled) toc(payload []byte) error {
+	sent := g.header.Layers
+	for range g.frames {
+		sent = sent[1+slices.IndexFunc(sent, func(l wire.Layer) bool { return l.Sent }):]
+	}
+	l := sent[slices.IndexFunc(sent, func(l wire.Layer) bool { return l.Sent })]
+	g.frames = append(g.frames, tocFrame{l, len(payload)})
+	encoded := bytes.Clone(payload)
+	if l.Base != nil {
+		var err error
+		if encoded, err = wire.ApplyTOCPatch(g.tocs[l.Base.DiffID].Encode(), payload); err != nil {
+			return err
+		}
+	}
+	if sha256.Sum256(encoded) != l.TOC {
+		return fmt.Errorf("the TOC of layer %s is another", l.DiffID)
+	}
+	t, err := toc.Decode(encoded)
+	if err != nil {
+		return err
+	}
+	g.tocs[t.DiffID] = t
+	return nil
 }
 
 func (g *pulled) data(d *wire.Data) error {

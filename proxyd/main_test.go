@@ -79,6 +79,20 @@ func TestPull(t *testing.T) {
 			t.Errorf("got layers %+v and %d objects in total, want the upper TOC only and %d", up.header.Layers, up.header.TotalObjects, len(two.files))
 		}
 	})
+	t.Run("rebuilt layer", func(t *testing.T) {
+		files := maps.Clone(base)
+		files["usr/lib/d1/f1"] = []byte("rebuilt")
+		three := reg.push(t, "lib/app", "3", files)
+		up := p.pull(t, wire.DeltaRequest{Ref: three.ref, Platform: platform, Have: []wire.Have{{DiffID: diff}}}, fresh)
+		f := up.frames[0]
+		if f.layer.Base == nil || f.layer.Base.DiffID != diff || f.layer.Base.TOC != fresh.header.Layers[0].TOC {
+			t.Fatalf("layer %+v, want it based on %s", f.layer, diff)
+		}
+		if most := len(files)/2 + 200; f.bytes > most {
+			t.Errorf("patch of %d bytes for %d files, want at most %d", f.bytes, len(files), most)
+		}
+		up.check(t, map[toc.Digest][]byte{sha256.Sum256(files["usr/lib/d1/f1"]): files["usr/lib/d1/f1"]})
+	})
 	t.Run("resume", func(t *testing.T) {
 		objects := fresh.tocs[diff].Objects
 		missing := make([]byte, (len(objects)+7)/8)

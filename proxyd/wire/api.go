@@ -130,6 +130,17 @@ type Layer struct {
 	// Sent tells that a TOC frame for this layer follows. It is false if the
 	// request's Have names the layer.
 	Sent bool `json:"sent"`
+	// Base, if not nil, says that the frame holds a patch of this TOC; the
+	// request's Have names its layer.
+	Base *Base `json:"base,omitempty"`
+}
+
+// Base is a TOC that the worker holds and another is made from.
+type Base struct {
+	DiffID toc.Digest `json:"diffID"`
+	// TOC is the sha256 of the encoded TOC. A worker that holds another one asks
+	// again without naming the layer.
+	TOC toc.Digest `json:"toc"`
 }
 
 // Progress says why the header is not there yet. It is sent about every

@@ -33,7 +33,8 @@ func testHeader() *Header {
 		Layers: []Layer{
 			{DiffID: digestOf("1"), Digest: digestOf("l1"), Size: 10, MediaType: "l", TOC: digestOf("t1"), Sent: true},
 			{DiffID: digestOf("2"), Digest: digestOf("l2"), Size: 20, MediaType: "l"},
-			{DiffID: digestOf("3"), Digest: digestOf("l3"), Size: 30, MediaType: "l", TOC: digestOf("t3"), Sent: true},
+			{DiffID: digestOf("3"), Digest: digestOf("l3"), Size: 30, MediaType: "l", TOC: digestOf("t3"), Sent: true,
+				Base: &Base{DiffID: digestOf("0"), TOC: digestOf("t0")}},
 		},
 		Objects: 3, Bytes: 5000, TotalObjects: 10, TotalBytes: 1 << 40,
 	}

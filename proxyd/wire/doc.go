@@ -1,6 +1,6 @@
 // Package wire is the protocol between a worker and proxyd: routes, requests,
 // the delta bundle, its limits, encoder and decoder. Both sides import it, and
-// it imports nothing of ours but toc below it.
+// it imports nothing of ours but toc and patch below it.
 //
 // # Delta bundle
 //
@@ -20,7 +20,7 @@
 //	or
 //	header                         JSON Header
 //	blob × Header.Blobs            raw bytes of index, manifest, config (not on resume)
-//	toc × Header.Layers with Sent  encoded TOC of the layer
+//	toc × Header.Layers with Sent  encoded TOC of the layer, or a patch
 //	data*                          contents, most urgent first
 //	end                            ends the bundle: everything promised was sent
 //
@@ -34,6 +34,16 @@
 // the one before, so that two pulls at once never ask for the same object
 // twice. It must not hold them back for as long as an ingest takes; on the first
 // progress frame it lets them go, and asks again with a fresh inventory.
+//
+// # Tables of contents
+//
+// The payload of a toc frame is the encoded TOC of the layer, or, if the layer has a Base,
+//
+//	patch = size(uvarint) *(length(uvarint) segment)
+//
+// which makes the encoded TOC, of size bytes, from that of the base: with one
+// segment of package patch (method HD, no head) for each PieceSize bytes. Either
+// way the result has the digest Layer.TOC. A proxyd picks bases among the request's Have.
 //
 // # Object list
 //

@@ -275,6 +275,8 @@ func (r *Reader) accept(h *Header) error {
 		}
 		if l.Sent {
 			r.tocs++
+		} else if l.Base != nil {
+			return invalid("layer %s has a base and is not sent", l.DiffID)
 		}
 	}
 	r.state, r.blobs, r.first = afterHeader, slices.Clone(h.Blobs), true

@@ -16,8 +16,9 @@ import (
 )
 
 // ErrOtherTOC is wrapped when the proxyd's TOC of a layer is not the one that the
-// worker holds, so that the two would number objects differently: ask again
-// without naming the layer in DeltaRequest.Have.
+// worker holds, so that the two would number objects differently, or when a TOC
+// cannot be made from one that the worker holds: ask again without naming the layer
+// in DeltaRequest.Have.
 var ErrOtherTOC = errors.New("proxyd holds another TOC of a layer")
 
 // maxTOCs caps the encoded TOCs of one bundle; 1 GiB of them would be an image
@@ -64,6 +65,9 @@ type Held struct {
 	// TOC returns the sha256 of the encoded TOC of a layer in DeltaRequest.Have.
 	// Nil: the TOCs are not compared.
 	TOC func(diffID toc.Digest) (toc.Digest, bool)
+	// Encoded returns the encoded TOC of a layer in DeltaRequest.Have, from which others
+	// are patched. Needed if the request names layers.
+	Encoded func(diffID toc.Digest) ([]byte, error)
 }
 
 // ReadHeader reads a bundle up to its first data frame and checks it against the
@@ -98,7 +102,7 @@ func readHeader(b *Bundle, req wire.DeltaRequest, held Held, progress func(wire.
 	if err := m.checkDocuments(docs, req); err != nil {
 		return nil, err
 	}
-	return m, m.readTOCs(b)
+	return m, m.readTOCs(b, held)
 }
 
 func awaitHeader(b *Bundle, progress func(wire.Progress)) (*wire.Header, error) {
@@ -147,6 +151,8 @@ func checkLayers(h *wire.Header, req wire.DeltaRequest, held Held) error {
 		switch {
 		case again && other != l.TOC:
 			return invalid("layer %s has two TOCs", l.DiffID)
+		case l.Base != nil && (!have[l.Base.DiffID] || held.Encoded == nil):
+			return invalid("the TOC of layer %s is made from that of %s, which we have not", l.DiffID, l.Base.DiffID)
 		case !again && !l.Sent && !have[l.DiffID]:
 			return invalid("the TOC of layer %s is not sent, and we have it not", l.DiffID)
 		case !l.Sent && have[l.DiffID] && held.TOC != nil:
@@ -190,7 +196,7 @@ func readBlob(b *Bundle, want wire.Blob, resumed bool, held Held) (*Document, er
 }
 
 // readTOCs reads the TOC frames that the header announced.
-func (m *Metadata) readTOCs(b *Bundle) error {
+func (m *Metadata) readTOCs(b *Bundle, held Held) error {
 	m.TOCs, m.Encoded = make(map[toc.Digest]*toc.TOC), make(map[toc.Digest][]byte)
 	var total int
 	for _, l := range m.Header.Layers {
@@ -204,16 +210,24 @@ func (m *Metadata) readTOCs(b *Bundle) error {
 		case f.Type != wire.FrameTOC:
 			return invalid("%s frame instead of the TOC of layer %s", f.Type, l.DiffID)
 		}
-		if total += len(f.Payload); total > maxTOCs {
+		encoded := f.Payload
+		if l.Base != nil {
+			if encoded, err = patched(f.Payload, l, held); err != nil {
+				return err
+			}
+		}
+		if total += len(encoded); total > maxTOCs {
 			return invalid("TOCs of more than %d bytes", maxTOCs)
 		}
-		if sum := toc.Digest(sha256.Sum256(f.Payload)); sum != l.TOC {
+		if sum := toc.Digest(sha256.Sum256(encoded)); sum != l.TOC {
 			return invalid("the TOC of layer %s is %s, announced was %s", l.DiffID, sum, l.TOC)
 		}
 		if m.TOCs[l.DiffID] != nil {
 			continue // a layer that occurs twice
 		}
-		encoded := bytes.Clone(f.Payload)
+		if l.Base == nil {
+			encoded = bytes.Clone(encoded)
+		}
 		t, err := toc.Decode(encoded)
 		if err != nil {
 			return fmt.Errorf("TOC of layer %s: %w", l.DiffID, err)
@@ -224,6 +238,25 @@ func (m *Metadata) readTOCs(b *Bundle) error {
 		m.TOCs[l.DiffID], m.Encoded[l.DiffID] = t, encoded
 	}
 	return nil
+}
+
+// patched makes the encoded TOC of a layer from its base.
+func patched(payload []byte, l wire.Layer, held Held) ([]byte, error) {
+	base, err := held.Encoded(l.Base.DiffID)
+	if err != nil {
+		return nil, fmt.Errorf("TOC of layer %s, which we said to have: %w: %w", l.Base.DiffID, ErrOtherTOC, err)
+	}
+	if toc.Digest(sha256.Sum256(base)) != l.Base.TOC {
+		return nil, fmt.Errorf("layer %s, base of %s: %w", l.Base.DiffID, l.DiffID, ErrOtherTOC)
+	}
+	encoded, err := wire.ApplyTOCPatch(base, payload)
+	if err == nil && toc.Digest(sha256.Sum256(encoded)) != l.TOC {
+		err = invalid("the patch makes another TOC")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("TOC of layer %s from that of %s: %w: %w", l.DiffID, l.Base.DiffID, ErrOtherTOC, err)
+	}
+	return encoded, nil
 }
 
 func isManifest(mediaType string) bool { return images.IsManifestType(mediaType) }

@@ -98,6 +98,58 @@ func TestReadHeaderLayersHeld(t *testing.T) {
 	}
 }
 
+func TestReadHeaderPatchedTOC(t *testing.T) {
+	old := (&toc.TOC{DiffID: sum([]byte("old")), Entries: []toc.Entry{{Name: "a", Mode: 0o644}}}).Encode()
+	base := &wire.Base{DiffID: sum([]byte("old")), TOC: sum(old)}
+	whole := newAnswer(t, nil)
+	a := whole.clone()
+	p, err := wire.PatchTOC(t.Context(), old, a.tocs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.tocs[0], a.header.Layers[0].Base = p, base
+	req := request
+	req.Have = []wire.Have{{DiffID: base.DiffID}}
+	encoded := func(b []byte, err error) Held {
+		return Held{Encoded: func(d toc.Digest) ([]byte, error) {
+			if d != base.DiffID {
+				t.Errorf("asked for the TOC of %s", d)
+			}
+			return b, err
+		}}
+	}
+	m, err := read(t, a, req, encoded(old, nil))
+	if err != nil || !bytes.Equal(m.Encoded[a.header.Layers[0].DiffID], whole.tocs[0]) {
+		t.Fatalf("got %v, %v, want the TOC that was patched", m, err)
+	}
+	other := a.clone()
+	other.tocs[0], err = wire.PatchTOC(t.Context(), old, whole.tocs[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	cut := a.clone()
+	cut.tocs[0] = p[:len(p)-1]
+	tests := []struct {
+		name string
+		a    *answer
+		req  wire.DeltaRequest
+		held Held
+		want error
+	}{
+		{"another base", a, req, encoded([]byte("another"), nil), ErrOtherTOC},
+		{"lost base", a, req, encoded(nil, errdefs.ErrNotFound), ErrOtherTOC},
+		{"patch of another TOC", other, req, encoded(old, nil), ErrOtherTOC},
+		{"patch cut off", cut, req, encoded(old, nil), ErrOtherTOC},
+		{"base not named", a, request, encoded(old, nil), toc.ErrInvalid},
+		{"nothing held", a, req, Held{}, toc.ErrInvalid},
+	}
+	for _, tc := range tests {
+		if _, err := read(t, tc.a, tc.req, tc.held); !errors.Is(err, tc.want) {
+			t.Errorf("%s: got %v, want %v", tc.name, err, tc.want)
+		}
+	}
+}
+
 func TestReadHeaderSameLayerTwice(t *testing.T) {
 	for _, sentAgain := range []bool{true, false} {
 		a := newAnswer(t, func(name string, a *answer) {

@@ -238,14 +238,23 @@ func (e *Engine) admitLayers(m *delta.Metadata) ([]*layer, []*toc.TOC, error) {
 	return layers, tocs, nil
 }
 
-// readTOC reads the TOC of l, which is refused if it is not what was received.
-func (e *Engine) readTOC(l *layer) (*toc.TOC, error) {
+// encodedTOC reads the encoded TOC of l, which is refused if it is not what was received.
+func (e *Engine) encodedTOC(l *layer) ([]byte, error) {
 	b, err := os.ReadFile(e.tocPath(l.diffID))
 	if err != nil {
 		return nil, err
 	}
 	if sha256.Sum256(b) != l.encoded {
 		return nil, fmt.Errorf("TOC of layer %s has been damaged: %w", l.diffID, toc.ErrInvalid)
+	}
+	return b, nil
+}
+
+// readTOC reads the TOC of l.
+func (e *Engine) readTOC(l *layer) (*toc.TOC, error) {
+	b, err := e.encodedTOC(l)
+	if err != nil {
+		return nil, err
 	}
 	t, err := toc.Decode(b)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -223,7 +224,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 		return nil, err
 	}
 	_, headerSpan := startSpan(ctx, "header", req.Ref, s.proxy)
-	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.encodedTOC}, func(p wire.Progress) {
+	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.tocDigest, Encoded: e.baseTOC}, func(p wire.Progress) {
 		unlock()
 		if progress != nil {
 			progress(p)
@@ -296,13 +297,29 @@ func (e *Engine) lacks(l *layer) []byte {
 	return missing
 }
 
-func (e *Engine) encodedTOC(d toc.Digest) (toc.Digest, bool) {
+func (e *Engine) tocDigest(d toc.Digest) (toc.Digest, bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if l := e.layers[d]; l != nil {
 		return l.encoded, true
 	}
 	return toc.Digest{}, false
+}
+
+// baseTOC returns the encoded TOC of a layer for delta.Held. One that cannot be read is
+// forgotten: the next request asks for it.
+func (e *Engine) baseTOC(d toc.Digest) ([]byte, error) {
+	e.mu.Lock()
+	l := e.layers[d]
+	e.mu.Unlock()
+	if l == nil {
+		return nil, fs.ErrNotExist
+	}
+	b, err := e.encodedTOC(l)
+	if err != nil {
+		return nil, errors.Join(err, e.forgetLayer(l))
+	}
+	return b, nil
 }
 
 // pin protects the image of s from Sweep until s.unpin.

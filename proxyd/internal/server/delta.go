@@ -159,7 +159,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	}
 	defer release()
 	began := time.Now()
-	inventory, err := b.s.library.inventory(ctx, im, b.req.Have)
+	inventory, bases, err := b.s.library.inventory(ctx, im, b.req.Have)
 	if err != nil {
 		return err
 	}
@@ -171,7 +171,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	defer b.s.streams.close(st)
 	b.s.cfg.Metrics.streams.Inc()
 	defer b.s.cfg.Metrics.streams.Dec()
-	if err := b.head(ctx, im, plan, st.name); err != nil {
+	if err := b.head(ctx, im, plan, bases, st.name); err != nil {
 		return err
 	}
 	if !b.req.HeaderOnly {
@@ -184,7 +184,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 }
 
 // head writes all that comes before the first data frame.
-func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, stream string) error {
+func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []*layer, stream string) error {
 	h := &wire.Header{
 		Stream: stream, Plan: plan.Digest,
 		Objects: plan.Objects, Bytes: plan.Bytes,
@@ -201,13 +201,16 @@ func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, stream s
 	for _, have := range b.req.Have {
 		known[have.DiffID] = true
 	}
-	var send []*meta.Layer
+	var send []int
 	for i, m := range im.layers {
 		up := b.img.Layers[i]
 		l := wire.Layer{DiffID: m.DiffID, Digest: up.Digest, Size: up.Descriptor.Size, MediaType: up.Descriptor.MediaType, TOC: m.TOC}
 		if l.Sent = !known[m.DiffID]; l.Sent {
 			known[m.DiffID] = true // the next one with this diff ID
-			send = append(send, m)
+			send = append(send, i)
+			if base := bases[i]; base != nil {
+				l.Base = &wire.Base{DiffID: base.rec.DiffID, TOC: base.rec.TOC}
+			}
 		}
 		h.Layers = append(h.Layers, l)
 	}
@@ -225,16 +228,12 @@ func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, stream s
 	if err := b.out.Flush(); err != nil {
 		return err
 	}
-	for _, m := range send {
-		ly, err := b.s.library.layer(ctx, m)
+	for _, i := range send {
+		f, err := b.s.library.tocFrame(ctx, im.layers[i], bases[i])
 		if err != nil {
 			return err
 		}
-		write := b.out.TOC
-		if ly.compressed {
-			write = b.out.CompressedTOC
-		}
-		if err := write(ly.encoded); err != nil {
+		if err := f.write(b.out); err != nil {
 			return err
 		}
 	}
@@ -269,8 +268,9 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stre
 
 // inventory loads what the worker has, as far as it is of use for the image: the
 // layers of the image itself as they are, of all others only the objects that the
-// image has too.
-func (l *library) inventory(ctx context.Context, im *image, have []wire.Have) ([]delta.Inventory, error) {
+// image has too. For each layer of the image, bases has the one among the others
+// that resembles it most, or nil.
+func (l *library) inventory(ctx context.Context, im *image, have []wire.Have) (_ []delta.Inventory, bases []*layer, _ error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Limits.Plan)
 	defer cancel()
 	own := make(map[toc.Digest]bool, len(im.layers))
@@ -278,30 +278,43 @@ func (l *library) inventory(ctx context.Context, im *image, have []wire.Have) ([
 		own[m.DiffID] = true
 	}
 	inventory := make([]delta.Inventory, 0, len(have))
+	bases = make([]*layer, len(im.layers))
+	most, likeness := make([]int, len(im.layers)), make([]int, len(im.layers))
 	for _, h := range have {
 		ly, err := l.have(ctx, h.DiffID)
 		if errors.Is(err, meta.ErrNotFound) {
 			continue
 		}
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if own[h.DiffID] {
 			inventory = append(inventory, delta.Inventory{TOC: ly.toc, Missing: h.Missing})
 			continue
 		}
+		clear(likeness)
 		shared := &toc.TOC{DiffID: h.DiffID}
 		for i := range ly.toc.Objects {
 			missing := i/8 < len(h.Missing) && h.Missing[i/8]&(1<<(i%8)) != 0
-			if _, ok := im.delta.Index(ly.toc.Objects[i].Digest); ok && !missing {
+			id, ok := im.delta.Index(ly.toc.Objects[i].Digest)
+			if !ok {
+				continue
+			}
+			likeness[im.delta.Place(id).Layer]++
+			if !missing {
 				shared.Objects = append(shared.Objects, ly.toc.Objects[i])
+			}
+		}
+		for i, n := range likeness {
+			if n > most[i] {
+				most[i], bases[i] = n, ly
 			}
 		}
 		if len(shared.Objects) > 0 {
 			inventory = append(inventory, delta.Inventory{TOC: shared})
 		}
 	}
-	return inventory, nil
+	return inventory, bases, nil
 }
 
 // reference names an image by its digest.

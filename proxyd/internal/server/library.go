@@ -11,7 +11,6 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/pack"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
-	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -21,6 +20,7 @@ type library struct {
 	layers *cache[toc.Digest, *layer] // by diff ID
 	images *cache[toc.Digest, *image] // by manifest
 	packs  *cache[string, *packFile]  // by key
+	tocs   *cache[tocPair, *tocFrame]
 	// building bounds how many images are prepared at a time: that needs the
 	// whole TOCs and the merged tree.
 	building slots
@@ -28,9 +28,9 @@ type library struct {
 
 // layer is what planning needs of a layer, and its TOC ready to be sent.
 type layer struct {
-	toc        *toc.TOC // without Entries
-	encoded    []byte   // the encoded TOC, compressed by wire.Compress if that paid
-	compressed bool
+	rec *meta.Layer
+	toc *toc.TOC // without Entries
+	tocFrame
 }
 
 // image is an image ready to be planned.
@@ -42,12 +42,13 @@ type image struct {
 }
 
 func newLibrary(cfg Config) *library {
-	share := cfg.Limits.CacheBytes / 5
+	share := cfg.Limits.CacheBytes / 6
 	return &library{
 		cfg:      cfg,
 		layers:   newCache[toc.Digest, *layer](2*share, nil),
 		images:   newCache[toc.Digest, *image](2*share, nil),
 		packs:    newCache[string](share, (*packFile).release),
+		tocs:     newCache[tocPair, *tocFrame](share, nil),
 		building: make(slots, 2),
 	}
 }
@@ -56,6 +57,7 @@ func (l *library) close() error {
 	l.images.close()
 	l.layers.close()
 	l.packs.close()
+	l.tocs.close()
 	return nil
 }
 
@@ -74,7 +76,7 @@ func (l *library) layer(ctx context.Context, m *meta.Layer) (*layer, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		ly := newLayer(encoded, t)
+		ly := newLayer(m, encoded, t)
 		return ly, ly.cost(), nil
 	})
 }
@@ -91,7 +93,7 @@ func (l *library) have(ctx context.Context, diffID toc.Digest) (*layer, error) {
 		if err != nil {
 			return nil, 0, err
 		}
-		ly := newLayer(encoded, t)
+		ly := newLayer(m, encoded, t)
 		return ly, ly.cost(), nil
 	})
 }
@@ -108,17 +110,13 @@ func (l *library) decode(ctx context.Context, m *meta.Layer) ([]byte, *toc.TOC, 
 	return encoded, t, nil
 }
 
-func newLayer(encoded []byte, t *toc.TOC) *layer {
-	ly := &layer{toc: &toc.TOC{DiffID: t.DiffID, Objects: t.Objects}}
-	z, ok := wire.Compress(nil, encoded)
-	// Compress may leave much room behind what it returns.
-	ly.encoded, ly.compressed = append(make([]byte, 0, len(z)), z...), ok
-	return ly
+func newLayer(m *meta.Layer, encoded []byte, t *toc.TOC) *layer {
+	return &layer{rec: m, toc: &toc.TOC{DiffID: t.DiffID, Objects: t.Objects}, tocFrame: newTOCFrame(encoded)}
 }
 
 func (ly *layer) cost() int64 {
 	const object = 64 // bytes of a toc.Object
-	n := int64(len(ly.encoded)) + 256
+	n := int64(len(ly.payload)) + 256
 	for i := range ly.toc.Objects {
 		n += object + 32*int64(len(ly.toc.Objects[i].Pieces))
 	}
