@@ -22,7 +22,7 @@ const (
 
 	// linkVersion is that of the frames. A parent replaces a child that speaks
 	// another one; the hello itself must stay as it is.
-	linkVersion = 1
+	linkVersion = 2
 
 	socketName = "child.sock"
 	logName    = "child.log"
@@ -36,6 +36,7 @@ const (
 	frameCancel                      // child: nobody waits for id any more
 	frameDone                        // parent: id is there (code 0), or an errno
 	frameQuit                        // parent: another child takes over
+	frameSeen                        // child: bytes [off, off+n) of digest were read; n is 0 if it was opened
 )
 
 type frame struct {

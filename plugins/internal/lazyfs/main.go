@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -24,17 +23,18 @@ const (
 
 // options of a child.
 type options struct {
-	objects, partial, state string
-	device                  uint64
-	resend, resume          bool
+	objects, partial, state, index string
+	device                         uint64
+	resend, resume, observe        bool
 }
 
 // args are the arguments of the process.
 func (o *options) args() []string {
 	return []string{
-		ChildCommand, "-objects", o.objects, "-partial", o.partial, "-state", o.state,
+		ChildCommand, "-objects", o.objects, "-partial", o.partial, "-state", o.state, "-index", o.index,
 		"-device", strconv.FormatUint(o.device, 10),
 		"-resend=" + strconv.FormatBool(o.resend), "-resume=" + strconv.FormatBool(o.resume),
+		"-observe=" + strconv.FormatBool(o.observe),
 	}
 }
 
@@ -42,10 +42,12 @@ func parseOptions(args []string) (o options, err error) {
 	f := flag.NewFlagSet(ChildCommand, flag.ContinueOnError)
 	f.StringVar(&o.objects, "objects", "", "`directory` of the objects")
 	f.StringVar(&o.partial, "partial", "", "`directory` of what is arriving")
-	f.StringVar(&o.state, "state", "", "`directory` of the index files")
+	f.StringVar(&o.state, "state", "", "`directory` of what outlives a child")
+	f.StringVar(&o.index, "index", "", "`directory` of the index files")
 	f.Uint64Var(&o.device, "device", 0, "device `number` of the mount")
 	f.BoolVar(&o.resend, "resend", false, "the kernel can send requests again")
 	f.BoolVar(&o.resume, "resume", false, "there was a child before")
+	f.BoolVar(&o.observe, "observe", false, "tell what is opened and read")
 	return o, f.Parse(args)
 }
 
@@ -78,7 +80,7 @@ func run(o options) error {
 		return err
 	}
 	n := &nodes{
-		known: known{dir: filepath.Join(o.state, indexDir), maps: make(map[string]*mapping)},
+		known: known{dir: o.index, maps: make(map[string]*mapping)},
 		files: make(map[uint64]*list.Element),
 	}
 	if n.objects, err = openDir(o.objects); err != nil {
@@ -111,7 +113,7 @@ func run(o options) error {
 			return fmt.Errorf("ask the kernel to send again: %w", err)
 		}
 	}
-	c := &child{fuse: fuseFD, nodes: n, link: l}
+	c := &child{fuse: fuseFD, nodes: n, link: l, observed: o.observe}
 	if c.requests, err = openCounters(o.state); err != nil {
 		fmt.Fprintln(os.Stderr, "requests are not counted:", err)
 		c.requests = new(counters)

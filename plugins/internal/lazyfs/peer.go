@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/log"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,8 +29,9 @@ func newPeer(conn *net.UnixConn, pid int) (*peer, error) {
 	return &peer{pid: pid, pidfd: fd, conn: conn}, nil
 }
 
-// serve hands what the child wants to the source, until the connection ends.
-func (p *peer) serve(ctx context.Context, src Source, l *log.Entry) error {
+// serve hands what the child wants to the source, and what it saw to who observes,
+// until the connection ends.
+func (p *peer) serve(ctx context.Context, c *Config) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var (
 		wg     sync.WaitGroup
@@ -53,7 +53,11 @@ func (p *peer) serve(ctx context.Context, src Source, l *log.Entry) error {
 			mu.Unlock()
 			wg.Go(func() {
 				defer done()
-				err := src.Range(rctx, f.digest, f.off, f.n)
+				began := time.Now()
+				err := c.Source.Range(rctx, f.digest, f.off, f.n)
+				if err == nil && c.Observe != nil {
+					c.Observe(Access{Object: f.digest, Off: f.off, N: f.n, At: began, Wait: time.Since(began)})
+				}
 				mu.Lock()
 				delete(ranges, f.id)
 				mu.Unlock()
@@ -62,11 +66,15 @@ func (p *peer) serve(ctx context.Context, src Source, l *log.Entry) error {
 				}
 				errno := errnoOf(err)
 				if errno != 0 {
-					l.WithError(err).WithField("digest", f.digest.String()).WithField("errno", errno.Error()).
+					c.Log.WithError(err).WithField("digest", f.digest.String()).WithField("errno", errno.Error()).
 						Warn("lazy read failed")
 				}
 				p.send(frame{typ: frameDone, code: uint32(errno), id: f.id})
 			})
+		case frameSeen:
+			if c.Observe != nil {
+				c.Observe(Access{Object: f.digest, Off: f.off, N: f.n, At: time.Now()})
+			}
 		case frameCancel:
 			mu.Lock()
 			done := ranges[f.id]

@@ -5,6 +5,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // read is a read that waits for its bytes.
@@ -53,6 +55,19 @@ func (l *link) want(r *read) {
 	l.byID[r.id] = r
 	l.byName[r.unique] = r
 	l.send(frame{typ: frameRange, id: r.id, digest: r.f.d, off: r.off, n: r.n})
+}
+
+// maxSeen is how many bytes of frames may wait before what is seen is left out:
+// readers come first.
+const maxSeen = 1 << 20
+
+// seen tells the parent, if there is one, that something was opened or read.
+func (l *link) seen(d toc.Digest, off, n int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.out) < maxSeen {
+		l.send(frame{typ: frameSeen, digest: d, off: off, n: n})
+	}
 }
 
 // cancel gives up a read by the kernel's name. It is nil if none waits.

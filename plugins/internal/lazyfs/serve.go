@@ -29,6 +29,7 @@ type child struct {
 	nodes    *nodes
 	link     *link
 	requests *counters
+	observed bool // the parent wants to know what is opened and read
 }
 
 // serve answers requests until the file system is unmounted.
@@ -139,6 +140,9 @@ func (c *child) lookup(dir uint64, name []byte, out *fuse.EntryOut) unix.Errno {
 		}
 		out.NodeId = nodeOf(d)
 		fileAttr(out.NodeId, size, &out.Attr)
+		if c.observed {
+			c.link.seen(d, 0, 0)
+		}
 	default:
 		return unix.ENOTDIR
 	}
@@ -184,6 +188,9 @@ func (c *child) read(in *fuse.ReadIn, buf []byte) error {
 	}
 	r := &read{unique: in.Unique, f: f, off: int64(in.Offset), n: n}
 	if n == 0 || c.nodes.isWhole(f) {
+		if c.observed && n > 0 {
+			c.link.seen(f.d, r.off, n)
+		}
 		return c.answer(r, buf)
 	}
 	c.link.want(r)

@@ -29,14 +29,27 @@ type Config struct {
 	Objects string // directory with aa/rest: what is complete
 	Partial string // directory with <hex>: what is arriving; both must stay what they are
 	State   string // directory of ours: socket, index files
+	Index   string // directory of the index files, if it is not in State
 	Source  Source
 	Log     *log.Entry
+	// Observe, if not nil, is told what is opened and read, also of what is local.
+	// It must not block. What happens while no process of this kind runs is lost.
+	Observe func(Access)
 	// OnRemount, if not nil, is called (before anything is served) when the file
 	// system had to be mounted anew while it was in use: reads that were blocked
 	// have failed, and overlays on the old mount must be remade.
 	OnRemount func()
 
 	noResend bool // tests: as on Linux before 6.9
+}
+
+// Access is something that was opened or read.
+type Access struct {
+	Object toc.Digest
+	Off, N int64 // N is 0 if it was opened
+	At     time.Time
+	// Wait is how long the reader had to wait for the bytes, 0 if they were there.
+	Wait time.Duration
 }
 
 // Server is the side of the file system that is in containerd's process.
@@ -60,7 +73,10 @@ func Start(ctx context.Context, c Config) (*Server, error) {
 	if c.Log == nil {
 		c.Log = log.G(ctx)
 	}
-	for _, dir := range []string{c.State, filepath.Join(c.State, indexDir)} {
+	if c.Index == "" {
+		c.Index = filepath.Join(c.State, indexDir)
+	}
+	for _, dir := range []string{c.State, c.Index} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("lazy file system: %w", err)
 		}
@@ -141,7 +157,11 @@ func (s *Server) mount() error {
 	if err := os.MkdirAll(s.c.Dir, 0o700); err != nil {
 		return err
 	}
-	fd, resend, err := mountFuse(s.c.Dir)
+	readAhead := uint32(maxRead)
+	if s.c.Observe != nil {
+		readAhead = observedReadAhead
+	}
+	fd, resend, err := mountFuse(s.c.Dir, readAhead)
 	if err != nil {
 		return err
 	}
@@ -166,7 +186,7 @@ func (s *Server) supervise(ctx context.Context) {
 		s.mu.Unlock()
 		began := time.Now()
 		if child != nil {
-			err := child.serve(ctx, s.c.Source, s.c.Log)
+			err := child.serve(ctx, &s.c)
 			if s.isClosing() {
 				return
 			}

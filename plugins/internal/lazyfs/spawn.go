@@ -48,7 +48,7 @@ func (s *Server) spawn(ctx context.Context, resume bool) error {
 
 	s.mu.Lock()
 	o := options{
-		objects: s.c.Objects, partial: s.c.Partial, state: s.c.State,
+		objects: s.c.Objects, partial: s.c.Partial, state: s.c.State, index: s.c.Index, observe: s.c.Observe != nil,
 		device: s.device, resend: s.resend, resume: resume,
 	}
 	// A second descriptor, so that the child's is not closed under it.
