@@ -69,4 +69,11 @@
 //
 // Every piece is checked against its sha256 in the TOC before anybody can read
 // it, and every object against its own before it is complete.
+//
+// # Traces
+//
+// A TraceRequest reports what containers of an image read while they started: objects
+// by their index in the object list, large ones by pieces, with times. Who may pull an
+// image may report on it. Reports are hints for the order of sending: nothing in them
+// is handed to anybody, and a proxyd may ignore them.
 package wire
