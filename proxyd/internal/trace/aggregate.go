@@ -29,32 +29,29 @@ const partialShare = 8
 // What at least half of the full traces read comes by its median rank, then what
 // partial traces waited for, then what few read, the more often the earlier.
 func Aggregate(traces []*Trace, pieces []uint32) Order {
-	var full, partial []*Trace
+	partial := 0
 	for _, t := range traces {
 		if t.Partial {
-			partial = append(partial, t)
-		} else {
-			full = append(full, t)
+			partial++
 		}
 	}
-	o := Order{Full: len(full)}
-	var rare []ranked
-	for _, s := range rank(full, pieces) {
-		if s.median != unseen {
+	o := Order{Full: len(traces) - partial}
+	var waited, rare []ranked
+	for _, s := range rank(traces, o.Full, pieces) {
+		switch {
+		case s.median != unseen:
 			o.Items = append(o.Items, s.Item)
-		} else {
+		case s.partial > 0 && s.partial*partialShare >= partial:
+			waited = append(waited, s)
+		default:
 			rare = append(rare, s)
 		}
 	}
-	for _, s := range rank(partial, pieces) {
-		if s.seen*partialShare >= len(partial) {
-			o.Items = append(o.Items, s.Item)
-		} else {
-			rare = append(rare, s)
-		}
+	slices.SortStableFunc(rare, func(a, b ranked) int { return b.seen - a.seen })
+	for _, s := range waited {
+		o.Items = append(o.Items, s.Item)
 	}
 	o.Hot = len(o.Items)
-	slices.SortStableFunc(rare, func(a, b ranked) int { return cmp.Or(b.seen-a.seen, cmp.Compare(a.mean, b.mean)) })
 	for _, s := range rare {
 		o.Items = append(o.Items, s.Item)
 	}
@@ -82,49 +79,50 @@ func (o Order) joined() Order {
 	return out
 }
 
-// ranked is a run of pieces that all traces treat alike.
+// ranked is a run of pieces that each trace saw as a whole, or not at all.
 type ranked struct {
 	Item
-	seen   int // traces
-	median int // rank, unseen in more than half of them: unseen
-	mean   float64
+	seen, partial int     // traces that saw it, and how many of them are partial
+	median        int     // rank in full traces; unseen if most of them did not see it
+	mean          float64 // rank in those traces that saw it
 }
 
-// rank cuts the objects where traces differ, and ranks the parts by median, then
-// by mean rank.
-func rank(traces []*Trace, pieces []uint32) []ranked {
-	type mention struct {
-		trace, rank int
-		first, end  uint32
-	}
-	by := map[uint32][]mention{}
+// mention is what one trace says of an object.
+type mention struct {
+	trace, rank int
+	first, end  uint32
+}
+
+// What bounds the work that traces can cause: the runs of one object in one trace,
+// and the parts that an object is cut into.
+const maxRuns, maxCuts = 64, 64
+
+// rank cuts the objects where traces differ, and sorts the parts by median rank,
+// then by mean rank. full is the number of traces that are not partial.
+func rank(traces []*Trace, full int, pieces []uint32) []ranked {
+	by := make([][]mention, len(pieces))
 	for ti, t := range traces {
-		count := map[uint32]int{}
 		for r, it := range t.Items {
-			if int64(it.Object) >= int64(len(pieces)) || it.First >= pieces[it.Object] || count[it.Object] == maxRuns {
+			if int64(it.Object) >= int64(len(pieces)) || it.First >= pieces[it.Object] {
 				continue
 			}
-			count[it.Object]++
+			m := by[it.Object]
+			if len(m) >= maxRuns && m[len(m)-maxRuns].trace == ti {
+				continue
+			}
 			end := pieces[it.Object]
 			if it.Pieces > 0 && it.Pieces < end-it.First {
 				end = it.First + it.Pieces
 			}
-			by[it.Object] = append(by[it.Object], mention{ti, r, it.First, end})
+			by[it.Object] = append(m, mention{ti, r, it.First, end})
 		}
 	}
-	ranks := make([]int, len(traces))
 	var out []ranked
+	ranks, sorted := make([]int, len(traces)), make([]int, 0, full)
+	var cuts []uint32
 	for object, mentions := range by {
-		cuts := make([]uint32, 0, 2*len(mentions))
-		for _, m := range mentions {
-			cuts = append(cuts, m.first, m.end)
-		}
-		slices.Sort(cuts)
-		cuts = slices.Compact(cuts)
-		if len(cuts) > maxCuts { // nobody reads like that: all of it, then
-			cuts = []uint32{cuts[0], cuts[len(cuts)-1]}
-		}
-		for i := range len(cuts) - 1 {
+		cuts = cutsOf(mentions, cuts[:0])
+		for i := 0; i+1 < len(cuts); i++ {
 			for j := range ranks {
 				ranks[j] = unseen
 			}
@@ -133,20 +131,30 @@ func rank(traces []*Trace, pieces []uint32) []ranked {
 					ranks[m.trace] = min(ranks[m.trace], m.rank)
 				}
 			}
-			s := ranked{Item: Item{object, cuts[i], cuts[i+1] - cuts[i]}}
+			s := ranked{Item: Item{uint32(object), cuts[i], cuts[i+1] - cuts[i]}, median: unseen}
 			sum := 0
-			for _, r := range ranks {
-				if r != unseen {
-					s.seen++
-					sum += r
+			sorted = sorted[:0]
+			for j, r := range ranks {
+				if !traces[j].Partial {
+					sorted = append(sorted, r)
+				}
+				if r == unseen {
+					continue
+				}
+				s.seen++
+				sum += r
+				if traces[j].Partial {
+					s.partial++
 				}
 			}
 			if s.seen == 0 {
 				continue // a gap
 			}
 			s.mean = float64(sum) / float64(s.seen)
-			sorted := slices.Sorted(slices.Values(ranks))
-			s.median = sorted[(len(sorted)-1)/2]
+			if full > 0 {
+				slices.Sort(sorted)
+				s.median = sorted[(full-1)/2]
+			}
 			out = append(out, s)
 		}
 	}
@@ -157,6 +165,15 @@ func rank(traces []*Trace, pieces []uint32) []ranked {
 	return out
 }
 
-// What bounds the work that traces can cause: the runs of one object in one trace,
-// and the parts that an object is cut into.
-const maxRuns, maxCuts = 64, 64
+// cutsOf lists where mentions of an object begin and end.
+func cutsOf(mentions []mention, cuts []uint32) []uint32 {
+	for _, m := range mentions {
+		cuts = append(cuts, m.first, m.end)
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	if len(cuts) > maxCuts { // nobody reads like that: all of it, then
+		cuts = append(cuts[:1], cuts[len(cuts)-1])
+	}
+	return cuts
+}

@@ -44,7 +44,7 @@ func TestAggregate(t *testing.T) {
 			"[{1 0 1} {2 0 1} {7 0 1} {6 0 1} {5 0 1}]", 2},
 		{"half is enough", []*Trace{start(1, 2), start(1, 3)}, small, "[{1 0 1} {2 0 1} {3 0 1}]", 3},
 		{"out of range", []*Trace{parts(Item{9, 0, 0}, Item{1, 1, 0}, Item{2, 0, 99}, Item{3, 4e9, 4e9})}, small, "[{2 0 1}]", 1},
-		{"waited for", []*Trace{start(1), partial(4), partial(5, 4)}, small, "[{1 0 1} {4 0 1} {5 0 1}]", 3},
+		{"waited for", []*Trace{start(1), partial(4), partial(5, 4)}, small, "[{1 0 1} {5 0 1} {4 0 1}]", 3},
 		{"waited for is all", []*Trace{partial(4)}, small, "[{4 0 1}]", 1},
 		{"pieces", []*Trace{parts(Item{0, 0, 1}, Item{1, 0, 0}, Item{0, 9, 1}), parts(Item{0, 0, 2}, Item{1, 0, 0}, Item{0, 9, 0}), parts(Item{0, 0, 1}, Item{1, 0, 0})},
 			[]uint32{10, 1}, "[{0 0 1} {1 0 1} {0 9 1} {0 1 1}]", 3},
