@@ -2,7 +2,7 @@
 // were ingested, which images are complete, the bytes of manifests and
 // configs, and in what order the objects of an image are sent.
 //
-// Everything but orders can be rebuilt from the registry. Records that name a
+// Everything but traces and profiles can be rebuilt from the registry. Records that name a
 // repository say that its registry gave the content to a client that asked for
 // it there: content known from one repository is never handed out as part of
 // another one that does not have it.
@@ -104,6 +104,16 @@ type Store interface {
 	Order(ctx context.Context, manifest toc.Digest, kind string) ([]byte, error)
 	// PutOrder records an order of the objects of an image.
 	PutOrder(ctx context.Context, manifest toc.Digest, kind string, order []byte) error
+
+	// PutTraces adds traces of an image, and removes what is more than the limits.
+	PutTraces(ctx context.Context, manifest toc.Digest, traces []Trace, limits TraceLimits) error
+	// Traces returns those of an image, the newest first.
+	Traces(ctx context.Context, manifest toc.Digest) ([]Trace, error)
+	// PutProfile records the profile of an image of a repository, and removes all
+	// but the keep newest ones of it.
+	PutProfile(ctx context.Context, repo string, p *Profile, keep int) error
+	// Profiles returns those of a repository, the newest first.
+	Profiles(ctx context.Context, repo string) ([]Profile, error)
 
 	// Lock waits until no other caller, in any process that shares the database,
 	// holds the name, and returns the function that gives it back. The lock is

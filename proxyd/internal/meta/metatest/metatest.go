@@ -35,6 +35,8 @@ func Run(t *testing.T, open func(*testing.T) meta.Store) {
 		{"DocumentsOfRepositories", testDocumentsOfRepositories},
 		{"Tags", testTags},
 		{"Orders", testOrders},
+		{"Traces", testTraces},
+		{"Profiles", testProfiles},
 		{"Lock", testLock},
 		{"LockCancelled", testLockCancelled},
 		{"LockMany", testLockMany},
