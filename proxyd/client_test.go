@@ -115,6 +115,7 @@ type pulled struct {
 	list     []toc.Object
 	objects  map[toc.Digest][]byte
 	order    []uint32
+	pieces   []wire.Range // one each
 	progress int
 	retried  bool
 	frames   []tocFrame
@@ -225,6 +226,7 @@ func (g *pulled) data(d *wire.Data) error {
 		if sha256.Sum256(c[:p.Length]) != o.PieceDigest(int(p.Piece)) {
 			return fmt.Errorf("piece %d of object %s is wrong", p.Piece, o.Digest)
 		}
+		g.pieces = append(g.pieces, wire.Range{Object: p.Object, First: p.Piece, Pieces: 1})
 		if p.Piece == 0 {
 			g.order = append(g.order, p.Object)
 		}

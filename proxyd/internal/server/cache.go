@@ -107,6 +107,21 @@ func (c *cache[K, V]) shrink(keep int) (out []V) {
 	return out
 }
 
+// forget removes those for which match is true. What is being loaded stays.
+func (c *cache[K, V]) forget(match func(V) bool) {
+	var out []V
+	c.mu.Lock()
+	for _, k := range c.lru.Keys() {
+		if e, ok := c.lru.Peek(k); ok && match(e.v) {
+			c.lru.Remove(k)
+			c.cost -= e.cost
+			out = append(out, e.v)
+		}
+	}
+	c.mu.Unlock()
+	c.drop(out)
+}
+
 func (c *cache[K, V]) drop(values []V) {
 	if c.evict != nil {
 		for _, v := range values {

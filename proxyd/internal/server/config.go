@@ -33,6 +33,11 @@ type Meta interface {
 	Layer(ctx context.Context, diffID toc.Digest) (*meta.Layer, error)
 	Order(ctx context.Context, manifest toc.Digest, kind string) ([]byte, error)
 	PutOrder(ctx context.Context, manifest toc.Digest, kind string, order []byte) error
+	PutTraces(ctx context.Context, manifest toc.Digest, traces []meta.Trace, limits meta.TraceLimits) error
+	Traces(ctx context.Context, manifest toc.Digest) ([]meta.Trace, error)
+	PutProfile(ctx context.Context, repo string, p *meta.Profile, keep int) error
+	Profiles(ctx context.Context, repo string) ([]meta.Profile, error)
+	Lock(ctx context.Context, name string) (unlock func(), err error)
 	Ping(ctx context.Context) error
 }
 

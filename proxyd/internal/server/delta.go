@@ -163,7 +163,11 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	if err != nil {
 		return err
 	}
-	plan := delta.Make(im.delta, inventory, im.order)
+	order, err := b.s.library.current(ctx, im)
+	if err != nil {
+		return err
+	}
+	plan := delta.Make(im.delta, inventory, order)
 	b.rec.plan = time.Since(began)
 	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
 

@@ -37,8 +37,9 @@ type layer struct {
 type image struct {
 	manifest toc.Digest
 	layers   []*meta.Layer
+	repo     string // that it was first asked for in
 	delta    *delta.Image
-	order    delta.Order
+	order    delta.Order // without traces of the image itself, see library.current
 }
 
 func newLibrary(cfg Config) *library {
@@ -152,12 +153,15 @@ func (l *library) build(ctx context.Context, img *registry.Image, layers []*meta
 	if err != nil {
 		return nil, 0, err
 	}
-	im := &image{manifest: img.Manifest.Digest, layers: layers, delta: d}
+	im := &image{manifest: img.Manifest.Digest, repo: img.Name, layers: layers, delta: d}
 	var cost int64
 	for i := range d.Objects {
 		cost += 320 + 32*int64(len(d.Objects[i].Pieces)) // measured, with the maps
 	}
 	if im.order, err = l.order(ctx, im, img, tree); err != nil {
+		return nil, 0, err
+	}
+	if im.order, err = l.inherit(ctx, img.Name, im, tree); err != nil {
 		return nil, 0, err
 	}
 	return im, cost + 4<<10, nil

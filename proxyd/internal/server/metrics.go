@@ -28,6 +28,7 @@ type Metrics struct {
 	plan           prometheus.Histogram
 	streams        prometheus.Gauge
 	waiting        prometheus.Gauge
+	traces         prometheus.Counter
 	ingestBytes    prometheus.Counter
 	ingestDuration prometheus.Histogram
 	upstream       *prometheus.CounterVec
@@ -63,6 +64,9 @@ func NewMetrics() *Metrics {
 		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "proxyd_ingest_waiting", Help: "Requests that wait for an ingest.",
 		}),
+		traces: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "proxyd_traces_total", Help: "Traces of starting containers that workers reported.",
+		}),
 		ingestBytes: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "proxyd_ingest_bytes_total", Help: "Bytes of layers read from registries for ingest.",
 		}),
@@ -73,7 +77,7 @@ func NewMetrics() *Metrics {
 			Name: "proxyd_upstream_requests_total", Help: "Requests to registries by method and status, \"error\" without one.",
 		}, []string{"method", "code"}),
 	}
-	m.registry.MustRegister(m.requests, m.duration, m.first, m.bundleBytes, m.bundleObjects, m.plan, m.streams, m.waiting,
+	m.registry.MustRegister(m.requests, m.duration, m.first, m.bundleBytes, m.bundleObjects, m.plan, m.streams, m.waiting, m.traces,
 		m.ingestBytes, m.ingestDuration, m.upstream,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m

@@ -25,7 +25,7 @@ type Server struct {
 	library *library
 	streams streams
 
-	requests, bundles, waiting slots
+	requests, bundles, waiting, reports slots
 }
 
 // New returns a Server. It must be closed when no request is left.
@@ -37,6 +37,7 @@ func New(cfg Config) *Server {
 		requests: make(slots, cfg.Limits.Requests),
 		bundles:  make(slots, cfg.Limits.Bundles),
 		waiting:  make(slots, cfg.Limits.Waiting),
+		reports:  make(slots, maxReports),
 	}
 	for _, t := range cfg.Tokens {
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(t)))
@@ -44,6 +45,7 @@ func New(cfg Config) *Server {
 	s.mux.Handle("POST "+wire.RouteDelta, s.worker("delta", s.delta))
 	s.mux.Handle("POST "+wire.RouteObjects, s.worker("objects", s.objects))
 	s.mux.Handle("POST "+wire.RouteBlob, s.worker("blob", s.blob))
+	s.mux.Handle("POST "+wire.RouteTraces, s.worker("traces", s.traces))
 	s.mux.Handle("GET "+wire.RoutePing, s.worker("ping", s.ping))
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	s.mux.HandleFunc("GET /readyz", s.ready)

@@ -10,6 +10,8 @@ import (
 // Profile is the order of an image by the paths of its files, so that it can be
 // applied to the next version.
 type Profile struct {
+	// Full: traces saw all that starts read.
+	Full bool `json:"full,omitempty"`
 	// Entries, the most urgent first.
 	Entries []Entry `json:"entries"`
 }
@@ -39,7 +41,7 @@ type File struct {
 // NewProfile names by their paths what an order says to be hot. paths tells the
 // path of each object, or "".
 func NewProfile(o Order, pieces []uint32, paths []string) *Profile {
-	p := &Profile{}
+	p := &Profile{Full: o.Full > 0}
 	for _, it := range o.Items[:o.Hot] {
 		if paths[it.Object] == "" || len(p.Entries) == maxEntries {
 			continue
