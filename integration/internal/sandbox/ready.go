@@ -76,7 +76,9 @@ func (c *Container) WaitReady(ctx context.Context, r corpus.Ready) error {
 	case "tcp":
 		err = waitTCP(ctx, ns, fmt.Sprintf("127.0.0.1:%d", r.Port), c.Done())
 	case "http":
-		err = waitHTTP(ctx, ns, fmt.Sprintf("http://127.0.0.1:%d%s", r.Port, r.Path), r.Body, c.Done())
+		client := ns.Client()
+		defer client.CloseIdleConnections()
+		err = waitHTTP(ctx, client, fmt.Sprintf("http://127.0.0.1:%d%s", r.Port, r.Path), r.Body, c.Done())
 	default:
 		return fmt.Errorf("unknown kind of ready check %q", r.Kind)
 	}
@@ -136,13 +138,11 @@ func waitTCP(ctx context.Context, ns *wan.Namespace, addr string, ended <-chan s
 	})
 }
 
-func waitHTTP(ctx context.Context, ns *wan.Namespace, url, body string, ended <-chan struct{}) error {
+func waitHTTP(ctx context.Context, client *http.Client, url, body string, ended <-chan struct{}) error {
 	re, err := regexp.Compile(body)
 	if err != nil {
 		return err
 	}
-	client := ns.Client()
-	defer client.CloseIdleConnections()
 	return poll(ctx, ended, func() error {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {

@@ -6,9 +6,11 @@ package sandbox
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -128,6 +130,8 @@ type ProxydConfig struct {
 	// Registries are hosts that are spoken to in plain HTTP; default: that of the world.
 	Registries []string
 	Args       []string
+	// TLS, if not nil, says that it speaks HTTPS, and how to see that it is ready.
+	TLS *tls.Config
 }
 
 // StartProxyd starts proxyd at the far end and waits until it is ready.
@@ -151,10 +155,16 @@ func (w *World) StartProxyd(ctx context.Context, c ProxydConfig) (*Proxyd, error
 		return nil, err
 	}
 	px := &Proxyd{Process: p, Address: "http://" + listen, Dir: c.Dir}
+	client := w.Link.Cloud.Client()
+	defer client.CloseIdleConnections()
+	if c.TLS != nil {
+		px.Address = "https://" + listen
+		client.Transport.(*http.Transport).TLSClientConfig = c.TLS
+	}
 	w.Closing(px)
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	return px, waitHTTP(ctx, w.Link.Cloud, px.Address+"/readyz", "", p.Done())
+	return px, waitHTTP(ctx, client, px.Address+"/readyz", "", p.Done())
 }
 
 // Close stops proxyd.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/starlight-delta/starlight/plugins/internal/delta"
 	"github.com/starlight-delta/starlight/plugins/internal/engine"
 )
 
@@ -42,6 +43,15 @@ type Proxy struct {
 	// Registries are patterns, as of path.Match, of the hosts of image
 	// references. Empty: all.
 	Registries []string `toml:"registries"`
+	// CA is a file of the authorities that the certificate of the proxy must come
+	// from. Empty: those of the system.
+	CA string `toml:"ca"`
+	// Cert and Key are files of the client certificate that the node shows. Without
+	// Key, the key is in the file of Cert.
+	Cert string `toml:"cert"`
+	Key  string `toml:"key"`
+	// TokenFile holds the bearer token that the node shows.
+	TokenFile string `toml:"token_file"`
 }
 
 // Default is the configuration without a section.
@@ -91,7 +101,10 @@ func (c *Config) engine(root string) (engine.Config, error) {
 		if len(registries) == 0 {
 			registries = []string{"*"}
 		}
-		out.Proxies = append(out.Proxies, engine.Proxy{Address: p.Address, Registries: registries})
+		out.Proxies = append(out.Proxies, engine.Proxy{
+			Address: p.Address, Registries: registries,
+			Files: delta.Files{CA: p.CA, Cert: p.Cert, Key: p.Key, Token: p.TokenFile},
+		})
 	}
 	return out, errors.Join(errs...)
 }
@@ -107,6 +120,18 @@ func (p *Proxy) validate() error {
 	if u.User != nil {
 		return errors.New("address carries credentials")
 	}
+	for _, f := range []struct{ key, name string }{{"ca", p.CA}, {"cert", p.Cert}, {"key", p.Key}, {"token_file", p.TokenFile}} {
+		switch {
+		case f.name == "":
+		case !filepath.IsAbs(f.name):
+			return fmt.Errorf("%s %q is not absolute", f.key, f.name)
+		case u.Scheme == "http" && f.key != "token_file":
+			return fmt.Errorf("%s needs an https address", f.key)
+		}
+	}
+	if p.Key != "" && p.Cert == "" {
+		return errors.New("key without cert")
+	}
 	for _, r := range p.Registries {
 		if _, err := path.Match(r, ""); err != nil {
 			return fmt.Errorf("registries: %q: %w", r, err)
@@ -115,7 +140,8 @@ func (p *Proxy) validate() error {
 	return nil
 }
 
-// cleartext lists the proxies that credentials of registries reach unencrypted.
+// cleartext lists the proxies that credentials of registries, and tokens, reach
+// unencrypted.
 func (c *Config) cleartext() []string {
 	var out []string
 	for _, p := range c.Proxies {

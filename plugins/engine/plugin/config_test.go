@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/starlight-delta/starlight/plugins/internal/delta"
 	"github.com/starlight-delta/starlight/plugins/internal/engine"
 )
 
@@ -21,6 +22,10 @@ read_timeout = "30s"
   registries = ["*.example.com", "docker.io"]
 [[proxies]]
   address = "https://proxy.example.com/starlight"
+  ca = "/etc/starlight/ca.pem"
+  cert = "/etc/starlight/node.pem"
+  key = "/etc/starlight/node.key"
+  token_file = "/run/secrets/token"
 `), c)
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +38,12 @@ read_timeout = "30s"
 		Root: "/r",
 		Proxies: []engine.Proxy{
 			{Address: "http://10.77.0.1:8090", Registries: []string{"*.example.com", "docker.io"}},
-			{Address: "https://proxy.example.com/starlight", Registries: []string{"*"}},
+			{
+				Address: "https://proxy.example.com/starlight", Registries: []string{"*"},
+				Files: delta.Files{
+					CA: "/etc/starlight/ca.pem", Cert: "/etc/starlight/node.pem", Key: "/etc/starlight/node.key", Token: "/run/secrets/token",
+				},
+			},
 		},
 		ReadTimeout:   30 * time.Second,
 		HeaderTimeout: 15 * time.Second,
@@ -58,6 +68,9 @@ func TestConfigValidate(t *testing.T) {
 		"no scheme":     {func(c *Config) { c.Proxies = []Proxy{{Address: "10.0.0.1:8090"}} }, "proxies[0]"},
 		"no host":       {func(c *Config) { c.Proxies = []Proxy{{Address: "http:///x"}} }, "proxies[0]"},
 		"password":      {func(c *Config) { c.Proxies = []Proxy{{Address: "http://a:b@h"}} }, "credentials"},
+		"relative file": {func(c *Config) { c.Proxies = []Proxy{{Address: "https://h", TokenFile: "token"}} }, "token_file"},
+		"ca of http":    {func(c *Config) { c.Proxies = []Proxy{{Address: "http://h", CA: "/ca"}} }, "https"},
+		"lonely key":    {func(c *Config) { c.Proxies = []Proxy{{Address: "https://h", Key: "/key"}} }, "without cert"},
 		"pattern":       {func(c *Config) { c.Proxies = []Proxy{{Address: "http://h", Registries: []string{"["}}} }, "registries"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -46,7 +46,7 @@ func initialize(ic *plugin.InitContext) (any, error) {
 	}
 	for _, address := range config.cleartext() {
 		log.G(ic.Context).WithField("proxy", address).
-			Warn("credentials of private registries are sent to this proxy unencrypted: use https where they matter")
+			Warn("tokens, and credentials of private registries, are sent to this proxy unencrypted: use https where they matter")
 	}
 	e, err := engine.Open(ic.Context, c)
 	if errdefs.IsNotImplemented(err) {

@@ -12,7 +12,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,8 +33,8 @@ type Config struct {
 	// Address of the proxyd: "http://host:port" or "https://host[:port]", a
 	// path prefix is allowed.
 	Address string
-	// TLS, if not nil, is used for https addresses.
-	TLS *tls.Config
+	// Files are the certificates for https addresses, and the token.
+	Files Files
 	// DialTimeout bounds the TCP and, separately, the TLS handshake. Default 5 s.
 	DialTimeout time.Duration
 	// IdleTimeout is the longest time without a byte of an expected answer.
@@ -221,6 +220,14 @@ func (c *Client) do(ctx context.Context, t *http.Transport, method, route string
 		return nil, 0, fmt.Errorf("proxy %s: %w: %w", c.cfg.Address, err, errdefs.ErrInvalidArgument)
 	}
 	req.Header.Set("User-Agent", "starlight")
+	token, err := c.cfg.Files.token()
+	if err != nil {
+		g.end()
+		return nil, 0, fmt.Errorf("proxy %s: %w: %w", c.cfg.Address, err, errdefs.ErrFailedPrecondition)
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
 	if p != nil {
 		req.Header.Set("Content-Type", "application/json")
 		if p.encoding != "" {
@@ -259,13 +266,12 @@ func newTransport(c Config) *http.Transport {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	protocols.SetHTTP2(true) // by ALPN, with TLS only
-	t := &http.Transport{
-		Proxy:               nil, // HTTP_PROXY is for registries; a proxyd is configured by its address
-		DialContext:         d.DialContext,
-		TLSClientConfig:     c.TLS,
-		TLSHandshakeTimeout: c.DialTimeout,
-		DisableCompression:  true, // bundles are compressed by frame
-		ReadBufferSize:      256 << 10,
+	return &http.Transport{
+		Proxy:              nil, // HTTP_PROXY is for registries; a proxyd is configured by its address
+		DialContext:        d.DialContext,
+		DialTLSContext:     dialTLS(c, d.DialContext),
+		DisableCompression: true, // bundles are compressed by frame
+		ReadBufferSize:     256 << 10,
 		// Request line, headers and body in one write: one burst of packets.
 		WriteBufferSize:        64 << 10,
 		MaxIdleConns:           8,
@@ -281,13 +287,4 @@ func newTransport(c Config) *http.Transport {
 			PingTimeout:                   10 * time.Second,
 		},
 	}
-	if t.TLSClientConfig == nil {
-		t.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	} else {
-		t.TLSClientConfig = t.TLSClientConfig.Clone()
-	}
-	if t.TLSClientConfig.ClientSessionCache == nil {
-		t.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(8)
-	}
-	return t
 }

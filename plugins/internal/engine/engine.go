@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
 	"sync"
 	"time"
@@ -23,11 +22,9 @@ import (
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/starlight-delta/starlight/plugins/internal/delta"
 	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
 	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
 	"github.com/starlight-delta/starlight/plugins/internal/objects"
-	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -44,27 +41,18 @@ type Config struct {
 	HeaderTimeout time.Duration
 }
 
-// Proxy is one proxyd.
-type Proxy struct {
-	Address    string
-	Registries []string // host patterns as of path.Match; first proxy that matches wins
-}
-
-// proxy is a Proxy with its connections.
-type proxy struct {
-	Proxy
-	client *delta.Client
-}
-
 // Engine is safe for concurrent use.
 type Engine struct {
 	cfg     Config
 	objects *objects.Store
 	state   *state
-	proxies []*proxy
 	metrics *metrics
 
+	proxyMu sync.RWMutex
+	proxies []*proxy // guarded by proxyMu; replaced, never changed
+
 	stacking erofsimg.Stacking // of the root file systems on this kernel
+	unfit    error             // why there are none, if nobody wanted any at the start
 
 	// gate is held by a pull from the making of its inventory until the objects
 	// of its answer are claimed, so that two pulls at once never ask for the same
@@ -133,11 +121,11 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 		return nil, err
 	}
 	for _, p := range c.Proxies {
-		client, err := delta.New(delta.Config{Address: p.Address, IdleTimeout: c.HeaderTimeout})
+		px, err := e.newProxy(p)
 		if err != nil {
 			return nil, err
 		}
-		e.proxies = append(e.proxies, &proxy{p, client})
+		e.proxies = append(e.proxies, px)
 	}
 	incomplete, err := e.load(ctx)
 	if err != nil {
@@ -150,9 +138,7 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 		}
 	}
 	for _, p := range e.proxies {
-		e.background(func(ctx context.Context) {
-			p.client.KeepWarm(ctx, func(err error) { log.G(ctx).WithError(err).Debug("proxy does not answer pings") })
-		})
+		e.keepWarm(p)
 	}
 	for _, img := range incomplete {
 		e.background(func(ctx context.Context) { e.resume(ctx, img) })
@@ -170,6 +156,7 @@ func (e *Engine) probe(ctx context.Context) (err error) {
 		return nil
 	}
 	if len(e.cfg.Proxies) == 0 {
+		e.unfit = err
 		log.G(ctx).WithError(err).Debug("this kernel or file system cannot mount lazy images")
 		return nil
 	}
@@ -186,7 +173,7 @@ func (e *Engine) Close() error {
 	}
 	e.lazyMu.Unlock()
 	e.wg.Wait()
-	for _, p := range e.proxies {
+	for _, p := range e.proxyList() {
 		p.client.Close()
 	}
 	if e.objects != nil {
@@ -231,39 +218,6 @@ func (e *Engine) startLazy() (string, error) {
 	}
 	e.lazy = s
 	return e.lazyDir(), nil
-}
-
-// Proxies lists the proxies in the order of the configuration.
-func (e *Engine) Proxies() []Proxy {
-	out := make([]Proxy, len(e.proxies))
-	for i, p := range e.proxies {
-		out[i] = p.Proxy
-	}
-	return out
-}
-
-// Ping measures a round trip to a proxy on a warm connection.
-func (e *Engine) Ping(ctx context.Context, address string) (time.Duration, wire.Ping, error) {
-	for _, p := range e.proxies {
-		if p.Address == address {
-			return p.client.Ping(ctx)
-		}
-	}
-	return 0, wire.Ping{}, fmt.Errorf("proxy %q is not configured: %w", address, errdefs.ErrNotFound)
-}
-
-// proxiesFor lists the proxies that serve a registry, in the order to try them.
-func (e *Engine) proxiesFor(host string) []*proxy {
-	var out []*proxy
-	for _, p := range e.proxies {
-		for _, pattern := range p.Registries {
-			if ok, err := path.Match(pattern, host); err == nil && ok {
-				out = append(out, p)
-				break
-			}
-		}
-	}
-	return out
 }
 
 // OnComplete registers fn to be called (from a goroutine of the engine) when all
