@@ -90,7 +90,7 @@ func (b *bench) sent(ctx context.Context, versions []corpus.Image, all []report.
 			if err := n.Pull(ctx, ref); err != nil {
 				return err
 			}
-			if err := n.Wait(ctx, ref); err != nil {
+			if _, err := n.Wait(ctx, ref); err != nil {
 				return err
 			}
 			s, err := tap.sent()

@@ -70,7 +70,7 @@ func (b *bench) disk(ctx context.Context) (err error) {
 			return err
 		}
 		if snapshotter == n.Snapshotter {
-			if err := n.Wait(ctx, refs[0]); err != nil {
+			if _, err := n.Wait(ctx, refs[0]); err != nil {
 				return err
 			}
 		}

@@ -116,11 +116,14 @@ func Once(ctx context.Context, l *wan.Link, s Subject) (m Start, err error) {
 		}
 		defer func() { err = errors.Join(err, l.Set(conf)) }()
 	}
-	if err := s.Node.Wait(ctx, s.Ref); err != nil {
+	done, err := s.Node.Wait(ctx, s.Ref)
+	switch {
+	case err != nil:
 		return m, err
-	}
-	if !s.Hurry {
-		m.Done = watch.seconds()
+	case done.IsZero():
+		m.Done = m.Pull
+	case !s.Hurry:
+		m.Done = done.Sub(watch.start).Seconds()
 	}
 	end, err := l.Counters()
 	if err != nil {

@@ -1,9 +1,11 @@
 package report
 
 import (
+	"errors"
 	"fmt"
 	"image/color"
 	"math"
+	"os"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
@@ -11,10 +13,11 @@ import (
 	"gonum.org/v1/plot/text"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
+	"gonum.org/v1/plot/vg/vgsvg"
 )
 
 const (
-	width  = 22 * vg.Centimeter
+	width  = 25 * vg.Centimeter
 	height = 12 * vg.Centimeter
 	stroke = vg.Length(1.8)
 )
@@ -53,7 +56,7 @@ func newPlot(title, x, y string) *plot.Plot {
 	}
 	p.Title.TextStyle.Font.Size = font.Points(14)
 	p.Title.Padding = vg.Points(8)
-	p.Legend.Top = true
+	p.Legend.Top, p.Legend.Left = true, true // of its own space, see write
 	p.Legend.Padding = vg.Points(2)
 	p.Legend.ThumbnailWidth = vg.Points(24)
 	grid := plotter.NewGrid()
@@ -62,8 +65,11 @@ func newPlot(title, x, y string) *plot.Plot {
 	return p
 }
 
-// logarithmic makes an axis logarithmic, with a label at 1, 2 and 5 of each decade.
+// logarithmic makes an axis logarithmic, with a label at 1, 2 and 5 of each decade,
+// when all data are added: there must be some, and only positive ones.
 func logarithmic(a *plot.Axis) {
+	const room = 1.15
+	a.Min, a.Max = a.Min/room, a.Max*room
 	a.Scale = plot.LogScale{}
 	a.Tick.Marker = plot.TickerFunc(func(lo, hi float64) []plot.Tick {
 		var ticks []plot.Tick
@@ -82,6 +88,25 @@ func logarithmic(a *plot.Axis) {
 		}
 		return ticks
 	})
+}
+
+// write draws a plot with its legend beside it, where it hides nothing.
+func write(p *plot.Plot, file string) (err error) {
+	canvas := vgsvg.New(width, height)
+	whole := draw.New(canvas)
+	canvas.SetColor(p.BackgroundColor)
+	canvas.Fill(whole.Path())
+	legend := p.Legend
+	p.Legend = plot.NewLegend()
+	const beside = 6.4 * vg.Centimeter
+	p.Draw(draw.Crop(whole, vg.Points(6), -beside, vg.Points(6), -vg.Points(6)))
+	legend.Draw(draw.Crop(whole, width-beside+vg.Points(12), 0, 0, -vg.Points(30)))
+	f, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	_, err = canvas.WriteTo(f)
+	return errors.Join(err, f.Close())
 }
 
 type style struct {
@@ -109,6 +134,11 @@ func addLine(p *plot.Plot, name string, xys plotter.XYs, s style) error {
 	}
 	p.Legend.Add(name, l)
 	return nil
+}
+
+// mark is the thumbnail of what addMark draws.
+func mark() plot.Thumbnailer {
+	return &plotter.Scatter{GlyphStyle: draw.GlyphStyle{Color: color.Black, Shape: draw.CircleGlyph{}, Radius: vg.Points(4)}}
 }
 
 // addMark marks where an application was ready.
@@ -142,8 +172,8 @@ func addBars(p *plot.Plot, labels []string, groups []group) {
 			high = max(high, v)
 		}
 	}
-	const room = 1.6 // for the legend above, and to see the smallest
-	low, high = low/room, high*room*room
+	const room = 1.6 // to see the smallest
+	low, high = low/room, high*room
 	for i, g := range groups {
 		p.Add(&bars{group: g, low: low, high: high, offset: -share/2 + w*float64(i), width: w, color: pick(i)})
 		p.Legend.Add(g.name, &bars{color: pick(i)})
@@ -155,7 +185,6 @@ func addBars(p *plot.Plot, labels []string, groups []group) {
 	p.X.Tick.Marker = plot.ConstantTicks(ticks)
 	p.X.Tick.Label.Rotation = math.Pi / 5
 	p.X.Tick.Label.XAlign, p.X.Tick.Label.YAlign = draw.XRight, draw.YCenter
-	p.Legend.Left = true
 }
 
 // bars are a plotter that works on logarithmic axes: the library's bars begin at 0.

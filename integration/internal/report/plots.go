@@ -39,7 +39,7 @@ type plots struct {
 
 func (p *plots) save(pl *plot.Plot, name string) {
 	name = strings.NewReplacer(" ", "", "/", "", ",", "-").Replace(name) + ".svg"
-	if err := pl.Save(width, height, filepath.Join(p.dir, name)); err != nil {
+	if err := write(pl, filepath.Join(p.dir, name)); err != nil {
 		p.errs = append(p.errs, fmt.Errorf("%s: %w", name, err))
 		return
 	}
@@ -70,9 +70,10 @@ func (p *plots) byRTT(phase string) {
 	}
 	const milli = 1e3
 	pl := newPlot(fmt.Sprintf("Time to ready, %s, %s", phase, rate(best)), "round-trip time, ms", "s, geometric mean")
-	pl.Y.Min = 0
-	p.lines(pl, links, phase, func(l Link) float64 { return l.RTT * milli })
-	p.save(pl, "ready-by-rtt-"+phase)
+	if p.lines(pl, links, phase, func(l Link) float64 { return l.RTT * milli }) {
+		pl.Y.Min = 0
+		p.save(pl, "ready-by-rtt-"+phase)
+	}
 }
 
 // byRate draws the time to ready over the rate; of several links with one rate it
@@ -88,6 +89,9 @@ func (p *plots) byRate(phase string) {
 		return
 	}
 	pl := newPlot("Time to ready, "+phase, "link", "s, geometric mean")
+	if !p.lines(pl, links, phase, func(l Link) float64 { return l.Mbit }) {
+		return
+	}
 	logarithmic(&pl.X)
 	logarithmic(&pl.Y)
 	var ticks []plot.Tick
@@ -95,12 +99,12 @@ func (p *plots) byRate(phase string) {
 		ticks = append(ticks, plot.Tick{Value: l.Mbit, Label: l.String()})
 	}
 	pl.X.Tick.Marker = plot.ConstantTicks(ticks)
-	p.lines(pl, links, phase, func(l Link) float64 { return l.Mbit })
 	p.save(pl, "ready-by-rate-"+phase)
 }
 
-// lines adds one line per system with a point per link.
-func (p *plots) lines(pl *plot.Plot, links []Link, phase string, x func(Link) float64) {
+// lines adds one line per system with a point per link, and tells whether there is
+// any.
+func (p *plots) lines(pl *plot.Plot, links []Link, phase string, x func(Link) float64) (some bool) {
 	for i, sys := range p.systems {
 		var xys plotter.XYs
 		for _, l := range links {
@@ -109,7 +113,9 @@ func (p *plots) lines(pl *plot.Plot, links []Link, phase string, x func(Link) fl
 			}
 		}
 		p.errs = append(p.errs, addLine(pl, sys, xys, style{color: i, marks: true}))
+		some = some || len(xys) > 0
 	}
+	return some
 }
 
 // byImage draws the bytes of each image as groups of bars.
@@ -136,7 +142,6 @@ func (p *plots) byImage(phase string) {
 		{"Starlight, precomputed", func(b Bytes) int64 { return b.Precomputed.Total() }},
 	}
 	pl := newPlot("Bytes over the link, "+phase, "", "MB")
-	logarithmic(&pl.Y)
 	const mega = 1e6
 	var groups []group
 	for _, k := range kinds {
@@ -147,13 +152,14 @@ func (p *plots) byImage(phase string) {
 		groups = append(groups, g)
 	}
 	addBars(pl, images, groups)
+	logarithmic(&pl.Y)
 	p.save(pl, "bytes-"+phase)
 }
 
 // arrived draws what came over the link until an image was ready, and what a
-// container reads if everything is local, from the moment its pull returned.
+// container reads if everything is local, from the moment our pull returned.
 func (p *plots) arrived(l Link, image, phase string) {
-	var end float64
+	var end, pulled float64
 	pl := newPlot(fmt.Sprintf("%s, %s, %s", image, phase, l), "s from the start of the pull", "MB")
 	const mega = 1e6
 	for i, sys := range p.systems {
@@ -172,21 +178,23 @@ func (p *plots) arrived(l Link, image, phase string) {
 		at := plotter.XY{X: run.Ready, Y: float64(run.ReadyBytes) / mega}
 		p.errs = append(p.errs, addLine(pl, sys, xys, style{color: i}), addMark(pl, at, i))
 		end = max(end, run.Ready)
-		n, ok := p.needs[pair{image, phase}]
-		if !ok || sys != ours {
-			continue
+		if sys == ours {
+			pulled = run.Pull
 		}
-		need, sum := plotter.XYs{{X: run.Pull}}, int64(0)
-		for _, f := range n.Files {
-			need = append(need, plotter.XY{X: run.Pull + f.At, Y: float64(sum) / mega})
-			sum += f.Read
-			need = append(need, plotter.XY{X: run.Pull + f.At, Y: float64(sum) / mega})
-		}
-		p.errs = append(p.errs, addLine(pl, "read, uncompressed", need, style{color: black, dashed: true}))
 	}
 	if end == 0 {
 		return
 	}
+	if n, ok := p.needs[pair{image, phase}]; ok && pulled > 0 {
+		need, sum := plotter.XYs{{X: pulled}}, int64(0)
+		for _, f := range n.Files {
+			need = append(need, plotter.XY{X: pulled + f.At, Y: float64(sum) / mega})
+			sum += f.Read
+			need = append(need, plotter.XY{X: pulled + f.At, Y: float64(sum) / mega})
+		}
+		p.errs = append(p.errs, addLine(pl, "read, uncompressed", need, style{color: black, dashed: true}))
+	}
+	pl.Legend.Add("ready", mark())
 	pl.X.Min, pl.Y.Min = 0, 0
 	// What comes after the slowest is ready is of no interest here.
 	const room = 1.05

@@ -164,19 +164,24 @@ func (t *tables) bytes(s *set) {
 	t.say("## Bytes\n")
 	t.say("kB over the link. Layers: of the registry, as they are. Files: contents that the node lacks, each with gzip -9 " +
 		"alone. Starlight: what proxyd sends when it is asked for the first time, and when it had time since; how many " +
-		"times fewer than the files. Header: all but the contents, in bytes for each file of the image.\n")
+		"times fewer than the layers (fresh) or the files (update). Header: all but the contents, in bytes for each file of the image.\n")
 	var rows [][]string
 	for _, phase := range Phases {
 		sums := make([][]float64, 4)
+		rival := 0 // of what has a ratio
+		if phase == Update {
+			rival = 1
+		}
 		for _, im := range s.images {
 			b, ok := s.bytes[pair{im, phase}]
 			if !ok {
 				continue
 			}
 			row := []string{im + ", " + phase}
-			for i, v := range []int64{b.Registry, b.Dedup, b.AtOnce.Total(), b.Precomputed.Total()} {
+			four := []int64{b.Registry, b.Dedup, b.AtOnce.Total(), b.Precomputed.Total()}
+			for i, v := range four {
 				sums[i] = append(sums[i], float64(v))
-				row = append(row, byteCell(float64(v), float64(b.Dedup), i > 1))
+				row = append(row, byteCell(float64(v), float64(four[rival]), i > 1))
 			}
 			rows = append(rows, append(row, perFile(b.AtOnce, b.Files), perFile(b.Precomputed, b.Files)))
 		}
@@ -185,7 +190,7 @@ func (t *tables) bytes(s *set) {
 		}
 		row := []string{fmt.Sprintf("**geometric mean of %d, %s**", len(sums[0]), phase)}
 		for i := range sums {
-			row = append(row, "**"+byteCell(geometric(sums[i]), geometric(sums[1]), i > 1)+"**")
+			row = append(row, "**"+byteCell(geometric(sums[i]), geometric(sums[rival]), i > 1)+"**")
 		}
 		rows = append(rows, append(row, "", ""))
 	}
@@ -194,7 +199,7 @@ func (t *tables) bytes(s *set) {
 
 func byteCell(v, base float64, compare bool) string {
 	if compare && v > 0 {
-		return fmt.Sprintf("%.0f (%.1fx)", v/1e3, base/v)
+		return fmt.Sprintf("%.0f (%.2fx)", v/1e3, base/v)
 	}
 	return fmt.Sprintf("%.0f", v/1e3)
 }

@@ -109,13 +109,13 @@ func (e EStargz) Node(ctx context.Context, w *sandbox.World, _, name string) (_ 
   snapshotter = "stargz"
 `, socket, root)})
 	// It fetches everything in the background, and says so only in its log.
-	n.Complete = func(ctx context.Context, _ string) error { return quiet(ctx, w) }
+	n.Complete = func(ctx context.Context, _ string) (time.Time, error) { return quiet(ctx, w) }
 	return n, err
 }
 
-// quiet waits until nothing has come over the link for two seconds.
-func quiet(ctx context.Context, w *sandbox.World) error {
-	const still = 2 * time.Second
+// quiet waits until nothing comes over the link any more, and returns since when.
+func quiet(ctx context.Context, w *sandbox.World) (time.Time, error) {
+	const still = 8 * time.Second // it fetches in the background 5 s after the last read
 	t := time.NewTicker(100 * time.Millisecond)
 	defer t.Stop()
 	var bytes int64
@@ -123,18 +123,18 @@ func quiet(ctx context.Context, w *sandbox.World) error {
 	for {
 		c, err := w.Link.Counters()
 		if err != nil {
-			return err
+			return since, err
 		}
 		if c.Down.Bytes != bytes {
 			bytes, since = c.Down.Bytes, time.Now()
 		}
 		if time.Since(since) > still {
-			return nil
+			return since, nil
 		}
 		select {
 		case <-t.C:
 		case <-ctx.Done():
-			return ctx.Err()
+			return since, ctx.Err()
 		}
 	}
 }

@@ -89,7 +89,7 @@ func (s Starlight) pull(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd
 	}
 	for _, ref := range refs {
 		if err = n.Pull(ctx, ref); err == nil {
-			err = n.Wait(ctx, ref)
+			_, err = n.Wait(ctx, ref)
 		}
 		if err != nil {
 			break
@@ -128,9 +128,9 @@ func (s Starlight) Worker(ctx context.Context, w *sandbox.World, address, name s
 	if err != nil {
 		return nil, err
 	}
-	return &Node{Node: n, Snapshotter: "starlight", Complete: func(ctx context.Context, ref string) error {
+	return &Node{Node: n, Snapshotter: "starlight", Complete: func(ctx context.Context, ref string) (time.Time, error) {
 		_, err := n.Ctr(ctx, "starlight", "wait", ref)
-		return err
+		return time.Now(), err
 	}}, nil
 }
 

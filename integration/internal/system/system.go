@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,8 +43,9 @@ type Node struct {
 	State []string
 	// Far are directories at the far end that are removed with the node.
 	Far []string
-	// Complete waits until all of an image is local; nil if Pull does.
-	Complete func(ctx context.Context, ref string) error
+	// Complete waits until all of an image is local, and returns when it was; nil if
+	// Pull does.
+	Complete func(ctx context.Context, ref string) (time.Time, error)
 }
 
 // Pull pulls an image with what ctr calls a pull.
@@ -51,10 +53,11 @@ func (n *Node) Pull(ctx context.Context, ref string) error {
 	return n.Node.Pull(ctx, ref, "--snapshotter", n.Snapshotter)
 }
 
-// Wait waits until all of an image is local.
-func (n *Node) Wait(ctx context.Context, ref string) error {
+// Wait waits until all of an image is local, and returns when it was, or the zero
+// time if that was when Pull returned.
+func (n *Node) Wait(ctx context.Context, ref string) (time.Time, error) {
 	if n.Complete == nil {
-		return nil
+		return time.Time{}, nil
 	}
 	return n.Complete(ctx, ref)
 }
@@ -98,7 +101,7 @@ func (n *Node) Disk() (int64, error) {
 
 // Remove ends the node and removes what it had.
 func (n *Node) Remove() error {
-	errs := []error{n.Node.Close()}
+	errs := []error{n.Close()}
 	for _, p := range n.Others {
 		errs = append(errs, p.Stop())
 	}
