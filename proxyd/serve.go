@@ -103,8 +103,9 @@ func tune(_, _ string, c syscall.RawConn) error {
 // serveHTTP serves until ctx ends, then drains.
 func serveHTTP(ctx context.Context, l net.Listener, tlsConfig *tls.Config, h http.Handler, drain time.Duration, log *slog.Logger) error {
 	srv := &http.Server{
-		Handler:   h,
-		TLSConfig: tlsConfig,
+		Handler:     h,
+		TLSConfig:   tlsConfig,
+		ConnContext: server.WithConn,
 		// A worker keeps one connection warm between pulls.
 		IdleTimeout:       10 * time.Minute,
 		ReadHeaderTimeout: 10 * time.Second,

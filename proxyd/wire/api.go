@@ -37,6 +37,9 @@ type Have struct {
 	// request) every object of the layer; otherwise bit i (LSB first) is set if
 	// it lacks object i of TOC.Objects.
 	Missing []byte `json:"missing,omitempty"`
+	// Coming is nil if everything that is not missing is there; otherwise bit i is
+	// set if object i is not yet: patches cannot be made against it.
+	Coming []byte `json:"coming,omitempty"`
 }
 
 // DeltaRequest asks for an image.
@@ -52,6 +55,8 @@ type DeltaRequest struct {
 	HaveManifest toc.Digest `json:"haveManifest,omitzero"`
 	// HeaderOnly asks for no data frames.
 	HeaderOnly bool `json:"headerOnly,omitempty"`
+	// Kinds of entries that the worker takes, besides plain.
+	Kinds Kinds `json:"kinds,omitempty"`
 }
 
 // ObjectsRequest asks for single objects of an image at once.
@@ -104,6 +109,8 @@ type Header struct {
 	Blobs []Blob `json:"blobs"`
 	// Layers of the image from the lowest to the top.
 	Layers []Layer `json:"layers"`
+	// Bases are diff IDs of the request's Have, to which patches refer.
+	Bases []toc.Digest `json:"bases,omitempty"`
 	// Objects and Bytes that the data frames will bring (uncompressed bytes).
 	Objects int   `json:"objects"`
 	Bytes   int64 `json:"bytes"`

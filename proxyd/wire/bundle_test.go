@@ -16,6 +16,7 @@ import (
 	"testing/iotest"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -36,6 +37,7 @@ func testHeader() *Header {
 			{DiffID: digestOf("3"), Digest: digestOf("l3"), Size: 30, MediaType: "l", TOC: digestOf("t3"), Sent: true,
 				Base: &Base{DiffID: digestOf("0"), TOC: digestOf("t0")}},
 		},
+		Bases:   []toc.Digest{digestOf("2"), digestOf("4")},
 		Objects: 3, Bytes: 5000, TotalObjects: 10, TotalBytes: 1 << 40,
 	}
 }
@@ -70,6 +72,11 @@ func fullBundle() []step {
 		{func(w *Writer) error { return w.TOC(tocs[1]) }, Frame{Type: FrameTOC, Payload: tocs[1]}},
 		dataStep([]Piece{{Object: 0, Length: 300}, {Object: 4_000_000_000, Piece: 70_000, Length: len(text) - 300}}, text, true),
 		dataStep([]Piece{{Object: 7, Length: 3}}, []byte("abc"), false),
+		dataStep([]Piece{
+			{Kind: KindBase, Object: 8, Layer: 1, Base: 4_000_000_000, Length: 2}, {Kind: KindSegment, Object: 8, Piece: 3, Length: 1},
+			{Kind: KindBase, Object: 9}, {Kind: KindSegment, Object: 9, Length: 1},
+			{Kind: KindX86, Object: 10, Piece: 1, Length: 1}, {Kind: KindARM64, Object: 11, Length: 1},
+		}, []byte("headsxa"[1:]), false),
 		{(*Writer).End, Frame{Type: FrameEnd}},
 	}
 }
@@ -97,7 +104,7 @@ func TestBundleRoundTrip(t *testing.T) {
 		"retry":  {fullBundle()[0], {(*Writer).Retry, Frame{Type: FrameRetry}}},
 		"error": append(fullBundle()[:5:5],
 			step{func(w *Writer) error { return w.Error(failure) }, Frame{Type: FrameError, Err: failure}}),
-		"header only": append(fullBundle()[:6:6], fullBundle()[8]),
+		"header only": append(fullBundle()[:6:6], fullBundle()[9]),
 	}
 	for name, steps := range bundles {
 		t.Run(name, func(t *testing.T) {
@@ -111,7 +118,7 @@ func TestBundleRoundTrip(t *testing.T) {
 				if got.Data != nil {
 					s.want.Data.Wire = got.Data.Wire
 				}
-				if d := cmp.Diff(s.want, got); d != "" && (len(s.want.Payload) != 0 || len(got.Payload) != 0) {
+				if d := cmp.Diff(s.want, got, cmpopts.IgnoreUnexported(Data{})); d != "" && (len(s.want.Payload) != 0 || len(got.Payload) != 0) {
 					t.Fatalf("frame %d differs (-want +got):\n%s", i, d)
 				}
 			}
@@ -124,9 +131,42 @@ func TestBundleRoundTrip(t *testing.T) {
 	}
 }
 
+// What a detached Reader gives stays right while frames are decoded later.
+func TestDetachedReader(t *testing.T) {
+	rd := NewReader(bytes.NewReader(writeBundle(t, fullBundle())))
+	rd.Detach()
+	var frames []*Data
+	for {
+		f, err := rd.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if f.Data != nil {
+			frames = append(frames, f.Data)
+		}
+	}
+	for i, d := range frames {
+		want := fullBundle()[6+i].want.Data
+		got, err := d.Decode(nil)
+		if err != nil || !bytes.Equal(got, want.Contents) || d.Size() != len(got) {
+			t.Errorf("frame %d: got %d bytes of %d, %v", i, len(got), d.Size(), err)
+		}
+		if diff := cmp.Diff(want.Index, d.Index); diff != "" {
+			t.Errorf("frame %d: index differs (-want +got):\n%s", i, diff)
+		}
+		d.Release()
+	}
+	if len(frames) != 3 {
+		t.Errorf("got %d data frames, want 3", len(frames))
+	}
+}
+
 func TestDataWireCountsEveryByte(t *testing.T) {
 	data := fullBundle()[6:8]
-	b := writeBundle(t, append(data, fullBundle()[8]))
+	b := writeBundle(t, append(data, fullBundle()[9]))
 	rd := NewObjectsReader(bytes.NewReader(b))
 	sum := len(preamble) + 3 // preamble and end
 	for range data {
@@ -163,7 +203,7 @@ func TestWriterGolden(t *testing.T) {
 		if w.Data != nil && g.Data != nil {
 			w.Data.Wire, g.Data.Wire = 0, 0
 		}
-		if d := cmp.Diff(w, g); d != "" || !errors.Is(gerr, werr) {
+		if d := cmp.Diff(w, g, cmpopts.IgnoreUnexported(Data{})); d != "" || !errors.Is(gerr, werr) {
 			t.Fatalf("the bundle of an older release reads otherwise: %v, %v (-old +new):\n%s", werr, gerr, d)
 		}
 		if werr != nil {
@@ -173,7 +213,7 @@ func TestWriterGolden(t *testing.T) {
 }
 
 func fuzzSeeds(t *testing.T, full []byte) map[string][]byte {
-	data := append(fullBundle()[6:8:8], fullBundle()[8])
+	data := append(fullBundle()[6:8:8], fullBundle()[9])
 	return map[string][]byte{
 		"full":    full,
 		"objects": writeBundle(t, data),
@@ -249,50 +289,54 @@ func TestReaderRefuses(t *testing.T) {
 	progress := rawFrame(FrameProgress, 0, "{}")
 	bomb, _ := Compress(nil, make([]byte, MaxHeader+1))
 	tests := map[string]string{
-		"progress after header":    plain + progress,
-		"two headers":              plain + plain,
-		"retry after header":       plain + rawFrame(FrameRetry, 0, ""),
-		"data first":               data,
-		"end first":                end,
-		"blob first":               blob,
-		"blob too many":            header + blob + blob,
-		"blob after toc":           header + blob + tocFrame + blob,
-		"toc without header's":     plain + tocFrame,
-		"toc before all blobs":     rawFrame(FrameHeader, 0, `{"blobs":[{"size":1},{"size":1}],"layers":[{"sent":true}]}`) + blob + tocFrame,
-		"data before toc":          header + blob + data,
-		"end before toc":           header + blob + end,
-		"end before all blobs":     rawFrame(FrameHeader, 0, `{"blobs":[{"size":1},{"size":1}]}`) + blob + end,
-		"toc after data":           plain + data + tocFrame,
-		"blob of another size":     header + rawFrame(FrameBlob, 0, "bb"),
-		"bytes after the end":      plain + end + "x",
-		"bytes after error":        rawFrame(FrameError, 0, "{}") + "x",
-		"type 0":                   rawFrame(0, 0, ""),
-		"type 9":                   rawFrame(FrameError+1, 0, ""),
-		"flags":                    rawFrame(FrameProgress, 2, "{}"),
-		"end with payload":         plain + rawFrame(FrameEnd, 0, "x"),
-		"compressed end":           plain + rawFrame(FrameEnd, flagCompressed, ""),
-		"length overflows":         string([]byte{byte(FrameHeader), 0}) + strings.Repeat("\xff", 11),
-		"long header":              announce(FrameHeader, MaxHeader+1),
-		"long blob":                header + announce(FrameBlob, MaxBlob+1),
-		"long toc":                 header + blob + announce(FrameTOC, MaxTOCFrame+1),
-		"long data":                plain + announce(FrameData, MaxData+MaxDataIndex+1),
-		"header bomb":              rawFrame(FrameHeader, flagCompressed, string(bomb)),
-		"no zstd":                  rawFrame(FrameHeader, flagCompressed, "{}"),
-		"no JSON":                  rawFrame(FrameHeader, 0, "{"),
-		"null":                     rawFrame(FrameHeader, 0, "null"),
-		"bad digest":               rawFrame(FrameHeader, 0, `{"plan":"sha256:zz"}`),
-		"too many blobs":           rawFrame(FrameHeader, 0, `{"blobs":[{},{},{},{}]}`),
-		"too many layers":          rawFrame(FrameHeader, 0, `{"layers":[{}`+strings.Repeat(",{}", MaxLayers)+`]}`),
-		"negative blob":            rawFrame(FrameHeader, 0, `{"blobs":[{"size":-1}]}`),
-		"huge blob":                rawFrame(FrameHeader, 0, `{"blobs":[{"size":99999999999}]}`),
-		"negative layer":           rawFrame(FrameHeader, 0, `{"layers":[{"size":-1}]}`),
-		"negative bytes":           rawFrame(FrameHeader, 0, `{"bytes":-1}`),
-		"more than all":            rawFrame(FrameHeader, 0, `{"objects":2,"totalObjects":1}`),
-		"data without index":       plain + rawFrame(FrameData, 0, ""),
-		"data without entries":     plain + rawFrame(FrameData, 0, "\x00"),
-		"data index cut":           plain + rawFrame(FrameData, 0, "\x05\x00\x01"),
-		"data too many entries":    plain + rawFrame(FrameData, 0, string(binary.AppendUvarint(nil, MaxCount+1))),
-		"data of unknown kind":     plain + rawFrame(FrameData, 0, "\x01\x01\x00\x00\x01x"),
+		"progress after header": plain + progress,
+		"two headers":           plain + plain,
+		"retry after header":    plain + rawFrame(FrameRetry, 0, ""),
+		"data first":            data,
+		"end first":             end,
+		"blob first":            blob,
+		"blob too many":         header + blob + blob,
+		"blob after toc":        header + blob + tocFrame + blob,
+		"toc without header's":  plain + tocFrame,
+		"toc before all blobs":  rawFrame(FrameHeader, 0, `{"blobs":[{"size":1},{"size":1}],"layers":[{"sent":true}]}`) + blob + tocFrame,
+		"data before toc":       header + blob + data,
+		"end before toc":        header + blob + end,
+		"end before all blobs":  rawFrame(FrameHeader, 0, `{"blobs":[{"size":1},{"size":1}]}`) + blob + end,
+		"toc after data":        plain + data + tocFrame,
+		"blob of another size":  header + rawFrame(FrameBlob, 0, "bb"),
+		"bytes after the end":   plain + end + "x",
+		"bytes after error":     rawFrame(FrameError, 0, "{}") + "x",
+		"type 0":                rawFrame(0, 0, ""),
+		"type 9":                rawFrame(FrameError+1, 0, ""),
+		"flags":                 rawFrame(FrameProgress, 2, "{}"),
+		"end with payload":      plain + rawFrame(FrameEnd, 0, "x"),
+		"compressed end":        plain + rawFrame(FrameEnd, flagCompressed, ""),
+		"length overflows":      string([]byte{byte(FrameHeader), 0}) + strings.Repeat("\xff", 11),
+		"long header":           announce(FrameHeader, MaxHeader+1),
+		"long blob":             header + announce(FrameBlob, MaxBlob+1),
+		"long toc":              header + blob + announce(FrameTOC, MaxTOCFrame+1),
+		"long data":             plain + announce(FrameData, MaxData+MaxDataIndex+1),
+		"header bomb":           rawFrame(FrameHeader, flagCompressed, string(bomb)),
+		"no zstd":               rawFrame(FrameHeader, flagCompressed, "{}"),
+		"no JSON":               rawFrame(FrameHeader, 0, "{"),
+		"null":                  rawFrame(FrameHeader, 0, "null"),
+		"bad digest":            rawFrame(FrameHeader, 0, `{"plan":"sha256:zz"}`),
+		"too many blobs":        rawFrame(FrameHeader, 0, `{"blobs":[{},{},{},{}]}`),
+		"too many layers":       rawFrame(FrameHeader, 0, `{"layers":[{}`+strings.Repeat(",{}", MaxLayers)+`]}`),
+		"negative blob":         rawFrame(FrameHeader, 0, `{"blobs":[{"size":-1}]}`),
+		"huge blob":             rawFrame(FrameHeader, 0, `{"blobs":[{"size":99999999999}]}`),
+		"negative layer":        rawFrame(FrameHeader, 0, `{"layers":[{"size":-1}]}`),
+		"negative bytes":        rawFrame(FrameHeader, 0, `{"bytes":-1}`),
+		"more than all":         rawFrame(FrameHeader, 0, `{"objects":2,"totalObjects":1}`),
+		"data without index":    plain + rawFrame(FrameData, 0, ""),
+		"data without entries":  plain + rawFrame(FrameData, 0, "\x00"),
+		"data index cut":        plain + rawFrame(FrameData, 0, "\x05\x00\x01"),
+		"data too many entries": plain + rawFrame(FrameData, 0, string(binary.AppendUvarint(nil, MaxCount+1))),
+		"data of unknown kind":  plain + rawFrame(FrameData, 0, "\x01\x05\x00\x00\x01x"),
+		"data without bases":    plain + rawFrame(FrameData, 0, "\x01\x01\x00\x00\x00\x01x"),
+		"data of base out of range": rawFrame(FrameHeader, 0, `{"bases":["`+digestOf("1").String()+`"]}`) +
+			rawFrame(FrameData, 0, "\x01\x01\x00\x01\x00\x01x"),
+		"too many bases":           rawFrame(FrameHeader, 0, `{"bases":["`+digestOf("1").String()+`"`+strings.Repeat(`,"`+digestOf("1").String()+`"`, MaxHave)+`]}`),
 		"data piece of 0 bytes":    plain + rawFrame(FrameData, 0, dataPayload("", [3]uint64{0, 0, 0})),
 		"data piece too long":      plain + rawFrame(FrameData, 0, dataPayload("", [3]uint64{0, 0, toc.PieceSize + 1})),
 		"data object over 32 bits": plain + rawFrame(FrameData, 0, dataPayload("x", [3]uint64{1 << 32, 0, 1})),
@@ -356,7 +400,7 @@ func (f *flushCounter) Flush() { f.n++ }
 func TestWriterFlushes(t *testing.T) {
 	f := &flushCounter{Writer: io.Discard}
 	w := NewWriter(f)
-	want := []int{1, 1, 1, 1, 1, 1, 2, 3, 4}
+	want := []int{1, 1, 1, 1, 1, 1, 2, 3, 4, 5}
 	for i, s := range fullBundle() {
 		if err := s.write(w); err != nil {
 			t.Fatal(err)
@@ -406,7 +450,7 @@ func FuzzReader(f *testing.F) {
 				for _, p := range fr.Data.Index {
 					sum += p.Length
 				}
-				if sum != len(fr.Data.Contents) || sum == 0 || sum > MaxData {
+				if sum != len(fr.Data.Contents) || sum > MaxData {
 					t.Fatalf("data frame with %d bytes, its index says %d", len(fr.Data.Contents), sum)
 				}
 			}

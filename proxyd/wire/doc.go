@@ -56,16 +56,30 @@
 //	data    = index contents
 //	index   = count(uvarint) *entry
 //	entry   = kind(1 byte) object(uvarint) piece(uvarint) length(uvarint)
+//	        | 1 object(uvarint) layer(uvarint) base(uvarint) length(uvarint)
 //	contents = the bytes of all entries, one after the other
 //
 // The index is never compressed; the contents are one zstd frame if the flag is
-// set. Kind 0 (plain) is a piece of an object: piece number (0 for objects of at
-// most PieceSize bytes), and its length, which the TOC gives too; a mismatch is an
-// error. Other kinds are reserved for patches against objects that the worker
-// has; a reader refuses kinds it does not know, and a writer sends only kinds that
-// the request allows. The pieces of one object come in any order, and may be
-// interleaved with other objects. A data frame has at least one entry, no entry is
-// empty or longer than PieceSize, and the lengths add up to the contents.
+// set. The kinds of entries are:
+//
+//	0 plain    a piece of an object as it is: piece number (0 for objects of at most
+//	           PieceSize bytes), and its length, which the TOC gives too
+//	1 base     what later segments of the object are to be applied to: object number
+//	           base in the TOC of layer number layer of the header's bases; the
+//	           contents are the head of the patch, and may be empty
+//	2 segment  a segment of a patch (package patch), which makes a piece
+//	3 x86      a piece as of 0, filtered (see [Filter])
+//	4 arm64    the same for the other machine
+//
+// A reader refuses kinds it does not know, a piece of a length that the TOC does
+// not give, a segment without a base before it in the bundle, and a base that is
+// not among what the request says to be there. A writer sends kinds other than
+// plain only if the request names them, and no patches in a bundle without header.
+// The pieces of one object come in any order, as plain ones and as segments, may be
+// interleaved with other objects, and may come more than once. A base holds for
+// its object until the next one. A data frame has at least one entry, no entry
+// but a base is empty, none is longer than PieceSize, and the lengths add up to
+// the contents.
 //
 // Every piece is checked against its sha256 in the TOC before anybody can read
 // it, and every object against its own before it is complete.

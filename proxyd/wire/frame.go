@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -38,8 +39,27 @@ func (t FrameType) String() string {
 // Kind says what an entry of a data frame's index is.
 type Kind uint8
 
-// KindPlain is a piece of an object as it is.
-const KindPlain Kind = 0
+// The kinds of entries, see the package documentation.
+const (
+	KindPlain   Kind = iota // a piece of an object as it is
+	KindBase                // what the segments of an object are to be applied to
+	KindSegment             // a segment of a patch, which makes a piece
+	KindX86                 // a piece with the branches of x86 machine code filtered
+	KindARM64               // the same for arm64
+	kinds
+)
+
+// Kinds is a set of kinds: bit k stands for kind k. Plain needs not be named.
+type Kinds uint32
+
+// The kinds that this version knows.
+const (
+	PatchKinds  Kinds = 1<<KindBase | 1<<KindSegment
+	FilterKinds Kinds = 1<<KindX86 | 1<<KindARM64
+)
+
+// Has tells whether all of want are in the set.
+func (k Kinds) Has(want Kinds) bool { return k&want == want }
 
 // Frame flags.
 const flagCompressed = 1
@@ -58,19 +78,53 @@ var ErrVersion = errors.New("protocol version is not spoken")
 type Piece struct {
 	Kind   Kind
 	Object uint32 // index into the image's object list
-	Piece  uint32
-	Length int
+	Piece  uint32 // not of KindBase
+	// Layer and Base of KindBase name the object that a patch is made against: its
+	// index in TOC.Objects of the layer with this number in Header.Bases.
+	Layer, Base uint32
+	Length      int
 }
 
-// Data is a decoded data frame.
+// Data is a data frame.
 type Data struct {
 	Index []Piece
-	// Contents are the bytes of all entries of Index, decoded. Index and
-	// Contents are valid until the next call of Next.
+	// Contents are the bytes of all entries of Index, decoded; nil after
+	// [Reader.Detach]. Index and Contents are valid until the next call of Next.
 	Contents []byte
 	// Wire is the number of bytes that the frame took on the wire.
 	Wire int
+
+	raw        []byte // the payload
+	contents   []byte // within raw
+	compressed bool
+	size       int // of Contents
 }
+
+// Size is the number of bytes of the contents, decoded.
+func (d *Data) Size() int { return d.size }
+
+// Decode returns the contents of a frame of a detached Reader, in buf if that is
+// large enough.
+func (d *Data) Decode(buf []byte) ([]byte, error) {
+	if !d.compressed {
+		return append(buf[:0], d.contents...), nil
+	}
+	out, err := decompressExact(buf, d.contents, d.size)
+	if err != nil {
+		return nil, fmt.Errorf("bundle: data frame: %w", err)
+	}
+	return out, nil
+}
+
+// Release lets Readers use the memory of a detached frame again.
+func (d *Data) Release() {
+	if cap(d.raw) > 0 && cap(d.raw) <= keepBuffer+MaxDataIndex {
+		b := d.raw[:0]
+		raws.Put(&b)
+	}
+}
+
+var raws = sync.Pool{New: func() any { return new([]byte) }}
 
 // Frame is what [Reader.Next] returns. Only the field that belongs to Type is set.
 type Frame struct {

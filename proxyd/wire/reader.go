@@ -29,6 +29,9 @@ type Reader struct {
 	blobs   []Blob // of the header, not seen yet
 	first   bool   // no blob was seen
 	tocs    int    // toc frames to come
+	bases   int    // layers that patches may be made against
+
+	detached bool
 
 	wire  []byte // payload as it came
 	plain []byte // payload decoded
@@ -57,6 +60,10 @@ func NewObjectsReader(r io.Reader) *Reader {
 	rd.objects = true
 	return rd
 }
+
+// Detach makes the Reader leave data frames undecoded, and to their receiver: they
+// stay valid until released.
+func (r *Reader) Detach() { r.detached = true }
 
 // Next returns the next frame. What it points to is valid until the next call.
 //
@@ -98,15 +105,22 @@ func (r *Reader) next() (Frame, error) {
 	if err := r.enter(t); err != nil {
 		return Frame{}, err
 	}
+	if t == FrameData && r.detached {
+		r.wire = *raws.Get().(*[]byte)
+	}
 	if err := r.readPayload(length); err != nil {
 		return Frame{}, err
 	}
 	if t == FrameData {
-		if err := r.parseData(compressed); err != nil {
+		d := &r.data
+		if r.detached {
+			d = new(Data)
+		}
+		if err := r.parseData(d, compressed); err != nil {
 			return Frame{}, err
 		}
-		r.data.Wire = head + length
-		return Frame{Type: t, Data: &r.data}, nil
+		d.Wire = head + length
+		return Frame{Type: t, Data: d}, nil
 	}
 	payload := r.wire
 	if compressed {
@@ -259,8 +273,8 @@ func (r *Reader) accept(h *Header) error {
 	switch {
 	case len(h.Blobs) > maxBlobs:
 		return invalid("%d blobs", len(h.Blobs))
-	case len(h.Layers) > MaxLayers:
-		return invalid("%d layers", len(h.Layers))
+	case len(h.Layers) > MaxLayers || len(h.Bases) > MaxHave:
+		return invalid("%d layers, %d bases", len(h.Layers), len(h.Bases))
 	case h.Objects < 0 || h.Bytes < 0 || h.TotalObjects < h.Objects || h.TotalBytes < h.Bytes:
 		return invalid("impossible totals")
 	}
@@ -279,52 +293,57 @@ func (r *Reader) accept(h *Header) error {
 			return invalid("layer %s has a base and is not sent", l.DiffID)
 		}
 	}
-	r.state, r.blobs, r.first = afterHeader, slices.Clone(h.Blobs), true
+	r.state, r.blobs, r.first, r.bases = afterHeader, slices.Clone(h.Blobs), true, len(h.Bases)
 	return nil
 }
 
-// parseData decodes r.wire as a data frame into r.data.
-func (r *Reader) parseData(compressed bool) error {
+// parseData parses r.wire as a data frame into d, and decodes it unless detached.
+func (r *Reader) parseData(d *Data, compressed bool) error {
 	in := uvarints{b: r.wire}
 	count := in.next(MaxCount)
 	if in.bad || count == 0 {
 		return invalid("data frame has a malformed index")
 	}
-	sum := 0
-	r.data.Index = r.data.Index[:0]
+	d.size, d.Index = 0, d.Index[:0]
 	for range count {
-		p := Piece{
-			Kind: Kind(in.byte()), Object: uint32(in.next(1<<32 - 1)),
-			Piece: uint32(in.next(toc.MaxObjectSize / toc.PieceSize)), Length: int(in.next(toc.PieceSize)),
+		p := Piece{Kind: Kind(in.byte()), Object: uint32(in.next(1<<32 - 1))}
+		if p.Kind == KindBase {
+			p.Layer, p.Base = uint32(in.next(MaxHave)), uint32(in.next(1<<32-1))
+		} else {
+			p.Piece = uint32(in.next(toc.MaxObjectSize / toc.PieceSize))
 		}
-		if in.bad || p.Length == 0 {
+		p.Length = int(in.next(toc.PieceSize))
+		switch {
+		case in.bad, p.Length == 0 && p.Kind != KindBase:
 			return invalid("data frame has a malformed index")
-		}
-		if p.Kind != KindPlain {
+		case p.Kind >= kinds:
 			return invalid("data frame has an entry of kind %d", p.Kind)
+		case p.Kind == KindBase && int64(p.Layer) >= int64(r.bases):
+			return invalid("data frame names base layer %d of %d", p.Layer, r.bases)
 		}
-		if sum += p.Length; sum > MaxData {
+		if d.size += p.Length; d.size > MaxData {
 			return invalid("data frame of more than %d bytes", MaxData)
 		}
-		r.data.Index = append(r.data.Index, p)
+		d.Index = append(d.Index, p)
 	}
+	d.raw, d.contents, d.compressed = r.wire, in.b, compressed
 	if len(r.wire)-len(in.b) > MaxDataIndex || len(in.b) > MaxData {
 		return invalid("data frame of %d bytes", len(r.wire))
 	}
-	if !compressed {
-		if len(in.b) != sum {
-			return invalid("data frame has %d bytes, its index says %d", len(in.b), sum)
-		}
-		r.data.Contents = in.b
+	if !compressed && len(in.b) != d.size {
+		return invalid("data frame has %d bytes, its index says %d", len(in.b), d.size)
+	}
+	if r.detached {
+		r.wire = nil
 		return nil
 	}
-	var err error
-	r.plain, err = decompressExact(shrink(r.plain), in.b, sum)
-	if err != nil {
-		return fmt.Errorf("bundle: data frame: %w", err)
+	if !compressed {
+		d.Contents = in.b
+		return nil
 	}
-	r.data.Contents = r.plain
-	return nil
+	out, err := d.Decode(shrink(r.plain))
+	r.plain, d.Contents = out, out
+	return err
 }
 
 // limit returns the largest payload of a frame type, on the wire and decoded.

@@ -74,9 +74,16 @@ func (w *Writer) Data(index []Piece, contents []byte, compressed bool) error {
 	for _, p := range index {
 		ix = append(ix, byte(p.Kind))
 		ix = binary.AppendUvarint(ix, uint64(p.Object))
-		ix = binary.AppendUvarint(ix, uint64(p.Piece))
+		least := 1
+		if p.Kind == KindBase {
+			ix = binary.AppendUvarint(ix, uint64(p.Layer))
+			ix = binary.AppendUvarint(ix, uint64(p.Base))
+			least = 0
+		} else {
+			ix = binary.AppendUvarint(ix, uint64(p.Piece))
+		}
 		ix = binary.AppendUvarint(ix, uint64(p.Length))
-		if p.Length < 1 || p.Length > toc.PieceSize {
+		if p.Length < least || p.Length > toc.PieceSize {
 			return w.fail(invalid("piece of %d bytes", p.Length))
 		}
 		sum += p.Length

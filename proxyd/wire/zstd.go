@@ -61,6 +61,10 @@ func Compress(dst, src []byte) ([]byte, bool) {
 	return out, true
 }
 
+// Decompress decodes what [Compress] has compressed, of which the size is known,
+// into buf if that is large enough.
+func Decompress(buf, src []byte, size int) ([]byte, error) { return decompressExact(buf, src, size) }
+
 // decompressExact decodes src to exactly size bytes, into buf if it is large enough.
 func decompressExact(buf, src []byte, size int) ([]byte, error) {
 	if cap(buf) < size {

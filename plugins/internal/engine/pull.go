@@ -209,8 +209,14 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 			}
 			cancel()
 			s.discard()
+			if s.unbase != nil {
+				s.unbase()
+			}
 		}
 	}()
+	if !s.plain {
+		req.Kinds = kinds
+	}
 	if !forget {
 		req.Have = e.inventory()
 	}
@@ -246,6 +252,9 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 		}
 		locked = true
 	}
+	if err := e.holdBases(s, m.Header.Bases); err != nil {
+		return nil, err
+	}
 	if err := admit(m); err != nil {
 		return nil, err
 	}
@@ -267,18 +276,24 @@ func (e *Engine) inventory() []wire.Have {
 		if len(have) == wire.MaxHave {
 			break
 		}
-		have = append(have, wire.Have{DiffID: l.diffID, Missing: e.lacks(l)})
+		missing, coming := e.lacks(l)
+		have = append(have, wire.Have{DiffID: l.diffID, Missing: missing, Coming: coming})
 	}
 	return have
 }
 
-// lacks is the bitmap of the objects of l that are neither local nor claimed;
-// nil if there are none. Engine.mu is held.
-func (e *Engine) lacks(l *layer) []byte {
+// lacks is the bitmaps of the objects of l that are neither local nor claimed, and
+// of those that are claimed; nil if there are none. Engine.mu is held.
+func (e *Engine) lacks(l *layer) (missing, coming []byte) {
 	if l.complete {
-		return nil
+		return nil, nil
 	}
-	var missing []byte
+	set := func(bits *[]byte, i int) {
+		if *bits == nil {
+			*bits = make([]byte, (len(l.objects)+7)/8)
+		}
+		(*bits)[i/8] |= 1 << (i % 8)
+	}
 	local := true
 	for i, o := range l.objects {
 		if e.objects.Has(o.Digest) {
@@ -286,15 +301,13 @@ func (e *Engine) lacks(l *layer) []byte {
 		}
 		local = false
 		if e.claims[o.Digest] != nil {
-			continue
+			set(&coming, i)
+		} else {
+			set(&missing, i)
 		}
-		if missing == nil {
-			missing = make([]byte, (len(l.objects)+7)/8)
-		}
-		missing[i/8] |= 1 << (i % 8)
 	}
 	l.complete = local
-	return missing
+	return missing, coming
 }
 
 func (e *Engine) tocDigest(d toc.Digest) (toc.Digest, bool) {

@@ -4,17 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/containerd/containerd/v2/pkg/tracing"
 	"github.com/containerd/log"
 	"go.opentelemetry.io/otel/trace"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
-	"github.com/starlight-delta/starlight/plugins/internal/objects"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -27,10 +24,13 @@ type stream struct {
 	id      string // wire.Header.Stream
 	bundle  *delta.Bundle
 	cancel  context.CancelFunc
-	claimed []toc.Digest // what it will bring
-	header  int64        // bytes of requests and headers, both ways
+	claimed []toc.Digest   // what it will bring
+	bases   [][]toc.Object // of the layers that patches are made against
+	unbase  func()         // ends their protection from Sweep, or nil
+	header  int64          // bytes of requests and headers, both ways
 	turns   int64
 	pinned  bool // Engine.mu guards it
+	plain   bool // asks for no other kinds of entries
 	// What of the image was local when the header came.
 	localObjects, localBytes int64
 	span                     trace.Span // of the pull: what the stream does is told below it
@@ -56,6 +56,9 @@ func (s *stream) discard() {
 // receive reads the data frames of s to the end.
 func (e *Engine) receive(ctx context.Context, s *stream) {
 	defer s.cancel()
+	if s.unbase != nil {
+		defer s.unbase()
+	}
 	img := s.img
 	defer context.AfterFunc(img.ctx, s.cancel)() //nolint:contextcheck // ends when the image is removed
 	e.mu.Lock()
@@ -70,7 +73,7 @@ func (e *Engine) receive(ctx context.Context, s *stream) {
 	e.mu.Unlock()
 	_, span := startSpan(trace.ContextWithSpan(ctx, s.span), "body", ref, s.proxy)
 	defer span.End()
-	err := e.store(s.bundle, p, &img.meter, fromStream)
+	err := e.store(ctx, s.bundle, p, s.bases, &img.meter, fromStream)
 	span.SetAttributes(tracing.Attribute("bytes", s.bundle.WireBytes()))
 	span.SetStatus(err)
 	_ = s.bundle.Close()
@@ -84,118 +87,6 @@ func (e *Engine) receive(ctx context.Context, s *stream) {
 	if err != nil && ctx.Err() == nil {
 		log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "proxy": s.proxy.Address}).Warn("stream broke off")
 	}
-}
-
-// store writes the objects of a bundle. Bytes are counted by m as they come.
-func (e *Engine) store(b *delta.Bundle, p *pending, m *meter, from origin) (err error) {
-	open := map[uint32]*objects.Writer{} // large objects of which pieces are missing
-	defer func() {
-		for i, w := range open {
-			e.streaming.Delete(p.list[i].Digest)
-			err = errors.Join(err, w.Close())
-		}
-		e.metrics.refused(from, err)
-	}()
-	received := e.metrics.received.WithLabelValues(string(from))
-	for seen := b.WireBytes(); ; {
-		f, err := b.Next()
-		now := b.WireBytes()
-		m.add(now - seen)
-		received.Add(float64(now - seen))
-		seen = now
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case f.Type != wire.FrameData:
-			continue // the end
-		}
-		if err := e.storeFrame(p, open, f.Data, from); err != nil {
-			return err
-		}
-	}
-}
-
-// writers is how many goroutines write the small objects of a frame: most of the
-// time goes into making files.
-const writers = 4
-
-// storeFrame stores what a data frame brings.
-func (e *Engine) storeFrame(p *pending, open map[uint32]*objects.Writer, d *wire.Data, from origin) error {
-	type part struct {
-		o toc.Object
-		b []byte
-	}
-	var small []part
-	done := make([]toc.Digest, 0, len(d.Index))
-	contents := d.Contents
-	for _, piece := range d.Index {
-		b := contents[:piece.Length]
-		contents = contents[piece.Length:]
-		if piece.Kind != wire.KindPlain || int(piece.Object) >= len(p.list) {
-			return fmt.Errorf("entry of kind %d for object %d of %d: %w", piece.Kind, piece.Object, len(p.list), toc.ErrInvalid)
-		}
-		o := p.list[piece.Object]
-		if o.Size <= toc.PieceSize {
-			if piece.Piece != 0 {
-				return fmt.Errorf("piece %d of object %s of %d bytes: %w", piece.Piece, o.Digest, o.Size, toc.ErrInvalid)
-			}
-			small = append(small, part{o, b})
-			continue
-		}
-		whole, err := e.piece(o, open, piece, b)
-		if err != nil {
-			return err
-		}
-		if whole {
-			done = append(done, o.Digest)
-		}
-	}
-	var g errgroup.Group
-	for i := range min(writers, len(small)) {
-		g.Go(func() error {
-			for j := i; j < len(small); j += writers {
-				if err := e.objects.Put(small[j].o, small[j].b); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	err := g.Wait()
-	for _, s := range small {
-		if err == nil || e.objects.Has(s.o.Digest) {
-			done = append(done, s.o.Digest)
-		}
-	}
-	e.arrived(from, done...)
-	return err
-}
-
-// piece stores a piece of a large object and tells whether that is whole now.
-func (e *Engine) piece(o toc.Object, open map[uint32]*objects.Writer, piece wire.Piece, b []byte) (bool, error) {
-	w := open[piece.Object]
-	if w == nil {
-		if e.objects.Has(o.Digest) {
-			return true, nil
-		}
-		var err error
-		if w, err = e.objects.Writer(o); err != nil {
-			return false, err
-		}
-		open[piece.Object] = w
-	}
-	e.streaming.Store(o.Digest, piece.Piece)
-	if err := w.Piece(int(piece.Piece), b); err != nil {
-		return false, err
-	}
-	if !w.Complete() {
-		return false, nil
-	}
-	delete(open, piece.Object)
-	e.streaming.Delete(o.Digest)
-	return true, w.Close()
 }
 
 // watch makes sure that somebody sees to it that img becomes complete.
@@ -285,7 +176,7 @@ func (e *Engine) again(ctx context.Context, img *image, failures int) error {
 		return e.fromRegistry(ctx, img)
 	}
 	p := proxies[failures%len(proxies)]
-	s, err := e.reopen(ctx, img, p)
+	s, err := e.reopen(ctx, img, p, failures > 0)
 	if err != nil {
 		return err
 	}
@@ -295,8 +186,8 @@ func (e *Engine) again(ctx context.Context, img *image, failures int) error {
 	return img.failure
 }
 
-// reopen asks p for what img lacks.
-func (e *Engine) reopen(ctx context.Context, img *image, p *proxy) (*stream, error) {
+// reopen asks p for what img lacks; plain, if what came otherwise may have been wrong.
+func (e *Engine) reopen(ctx context.Context, img *image, p *proxy, plain bool) (*stream, error) {
 	src := img.source
 	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
 	s := &stream{e: e, proxy: p}

@@ -17,11 +17,13 @@ type Pack interface {
 	Piece(object, piece int) (enc []byte, compressed bool, err error)
 	// AppendPiece appends the plain bytes of a piece to dst.
 	AppendPiece(dst []byte, object, piece int) ([]byte, error)
+	// Stored is the size of a piece as it is stored.
+	Stored(object, piece int) int
 }
 
 // Packs gives the pack of a layer, numbered as given to [NewImage]. It is asked
-// whenever the layer changes, from one goroutine at a time; the pack stays the
-// property of whoever implements it, and is used until the call that got it returns.
+// whenever the layer changes, concurrently; the pack stays the property of
+// whoever implements it, and is used until the call that got it returns.
 type Packs func(ctx context.Context, layer int) (Pack, error)
 
 const (
@@ -52,6 +54,7 @@ type maker struct {
 	// been interrupted by others.
 	urgent  func(last bool) []Item
 	hurried int
+	patcher *Patcher // nil: all is sent plain
 
 	layer  int // of pack
 	pack   Pack
@@ -85,6 +88,11 @@ func (m *maker) send(ctx context.Context, items []Item) error {
 // add puts a piece of an object into the next frame, and emits what is full.
 func (m *maker) add(ctx context.Context, id uint32, piece int) error {
 	o := &m.img.Objects[id]
+	if m.patcher != nil {
+		if sent, err := m.patched(ctx, id, piece); sent || err != nil {
+			return err
+		}
+	}
 	if o.Size >= SmallObject {
 		// What came before is more urgent: it must not wait until the large one is out.
 		if err := m.flush(ctx); err != nil {
@@ -116,6 +124,62 @@ func (m *maker) add(ctx context.Context, id uint32, piece int) error {
 		return m.flush(ctx)
 	}
 	return nil
+}
+
+// patched emits a piece as a segment of a patch, if there is one.
+func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error) {
+	if _, ok := m.patcher.Bases.Of(id); !ok {
+		return false, nil
+	}
+	o := &m.img.Objects[id]
+	at, err := m.open(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	var stored int64
+	for i := piece; i < o.NumPieces(); i++ {
+		stored += int64(m.pack.Stored(at.Object, i))
+	}
+	j, s, ok, err := m.patcher.take(ctx, id, piece, stored, m.hurried > 0)
+	if !ok || err != nil {
+		return false, err
+	}
+	m.patcher.saved.Add(int64(m.pack.Stored(at.Object, piece) - len(s.enc)))
+	if o.Size >= SmallObject || len(j.head)+s.length > solid/2 || len(m.plain)+len(j.head)+s.length > solid || len(m.index)+2 > wire.MaxCount {
+		if err := m.flush(ctx); err != nil {
+			return false, err
+		}
+	}
+	if !j.based {
+		j.based = true
+		m.reserve()
+		m.plain = append(m.plain, j.head...)
+		m.index = append(m.index, wire.Piece{Kind: wire.KindBase, Object: id, Layer: uint32(j.of.Layer), Base: j.of.Object, Length: len(j.head)})
+	}
+	e := wire.Piece{Kind: wire.KindSegment, Object: id, Piece: uint32(piece), Length: s.length}
+	if o.Size >= SmallObject {
+		if err := m.flush(ctx); err != nil {
+			return false, err
+		}
+		return true, m.asIs(ctx, e, s.enc, s.compressed)
+	}
+	m.reserve()
+	m.plain = append(m.plain, s.enc...)
+	m.index = append(m.index, e)
+	if len(m.plain) >= m.target {
+		return true, m.flush(ctx)
+	}
+	return true, nil
+}
+
+// asIs emits a frame of one entry that is compressed already.
+func (m *maker) asIs(ctx context.Context, e wire.Piece, enc []byte, compressed bool) error {
+	f, err := m.free(ctx)
+	if err != nil {
+		return err
+	}
+	f.index, f.contents, f.compressed = append(f.index[:0], e), enc, compressed
+	return m.emit(ctx, f)
 }
 
 // maxHurried bounds how deep urgent objects interrupt each other.
@@ -187,18 +251,11 @@ func (m *maker) verbatim(ctx context.Context, id uint32, piece int) error {
 	if err != nil {
 		return err
 	}
-	f, err := m.free(ctx)
-	if err != nil {
-		return err
-	}
-	f.contents, f.compressed, err = m.pack.Piece(at.Object, piece)
+	enc, compressed, err := m.pack.Piece(at.Object, piece)
 	if err != nil {
 		return fmt.Errorf("piece %d of object %s: %w", piece, o.Digest, err)
 	}
-	f.index = append(f.index[:0], wire.Piece{
-		Kind: wire.KindPlain, Object: id, Piece: uint32(piece), Length: o.PieceLen(piece),
-	})
-	return m.emit(ctx, f)
+	return m.asIs(ctx, wire.Piece{Object: id, Piece: uint32(piece), Length: o.PieceLen(piece)}, enc, compressed)
 }
 
 // open makes m.pack the pack that holds the object.

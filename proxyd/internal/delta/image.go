@@ -29,6 +29,7 @@ type Image struct {
 	layers  map[toc.Digest][]uint32 // diff ID → index of each object of the layer
 	rest    []uint32                // the objects of the tree, in the order without predictions
 	needed  []bool                  // by object: the tree has it
+	names   []name                  // by object: of its first file
 	dirs    []int32                 // by object: its directory, or -1
 	members [][]uint32              // by directory: the small objects, by name
 	bytes   int64                   // of rest
@@ -85,17 +86,18 @@ func (img *Image) arrange(tree *toc.Tree) error {
 	n := len(img.Objects)
 	img.needed = make([]bool, n)
 	img.dirs = make([]int32, n)
+	img.names = make([]name, n)
 	late := make([]bool, n)
 	dirs := map[string]int32{}
-	err := tree.Walk(func(name string, node *toc.Node) error {
+	err := tree.Walk(func(file string, node *toc.Node) error {
 		if node.Type != toc.TypeReg || node.Object.IsZero() {
 			return nil
 		}
 		id, ok := img.index[node.Object]
 		if !ok {
-			return fmt.Errorf("%.200q has the object %s, no layer has: %w", name, node.Object, toc.ErrInvalid)
+			return fmt.Errorf("%.200q has the object %s, no layer has: %w", file, node.Object, toc.ErrInvalid)
 		}
-		doc := isDocument(name)
+		doc := isDocument(file)
 		if img.needed[id] {
 			late[id] = late[id] && doc
 			return nil
@@ -104,8 +106,9 @@ func (img *Image) arrange(tree *toc.Tree) error {
 		img.rest = append(img.rest, id)
 		img.bytes += img.Objects[id].Size
 		img.dirs[id] = -1
+		img.names[id] = newName(file)
 		if img.Objects[id].Size < SmallObject {
-			img.join(dirs, path.Dir(name), id)
+			img.join(dirs, path.Dir(file), id)
 		}
 		return nil
 	})

@@ -34,6 +34,8 @@ func (p memPack) Piece(object, piece int) ([]byte, bool, error) {
 	return m.enc, m.compressed, nil
 }
 
+func (p memPack) Stored(object, piece int) int { return len(p[object].pieces[piece].enc) }
+
 func (p memPack) AppendPiece(dst []byte, object, piece int) ([]byte, error) {
 	m := p[object].pieces[piece]
 	if !m.compressed {
@@ -184,6 +186,9 @@ type worker struct {
 	got     []uint32 // objects completed, in order
 	pieces  []Item   // in order
 	frames  []int    // contents of each frame
+	kinds   map[wire.Kind]int
+	bases   *fixture // what patches are made against
+	base    map[uint32]sentBase
 }
 
 type partial struct {
@@ -192,7 +197,7 @@ type partial struct {
 }
 
 func newWorker() *worker {
-	return &worker{have: map[toc.Digest][]byte{}, partial: map[uint32]*partial{}}
+	return &worker{have: map[toc.Digest][]byte{}, partial: map[uint32]*partial{}, kinds: map[wire.Kind]int{}, base: map[uint32]sentBase{}}
 }
 
 // receive reads a bundle, after which no object is there in part only.
@@ -208,6 +213,9 @@ func (w *worker) receive(objects []toc.Object, bundle []byte) error {
 
 func (w *worker) read(objects []toc.Object, bundle []byte) error {
 	rd := wire.NewObjectsReader(bytes.NewReader(bundle))
+	if len(bundle) > 8 && bundle[8] == byte(wire.FrameHeader) {
+		rd = wire.NewReader(bytes.NewReader(bundle))
+	}
 	for {
 		f, err := rd.Next()
 		switch {
@@ -215,16 +223,28 @@ func (w *worker) read(objects []toc.Object, bundle []byte) error {
 			return nil
 		case err != nil:
 			return err
-		case f.Type == wire.FrameEnd:
+		case f.Type != wire.FrameData:
 			continue
 		}
 		contents := f.Data.Contents
 		w.frames = append(w.frames, len(contents))
 		for _, p := range f.Data.Index {
-			if err := w.piece(objects, p, contents[:p.Length]); err != nil {
+			b := contents[:p.Length]
+			contents = contents[p.Length:]
+			w.kinds[p.Kind]++
+			switch p.Kind {
+			case wire.KindBase:
+				w.base[p.Object] = sentBase{p, bytes.Clone(b)}
+				continue
+			case wire.KindSegment:
+				var err error
+				if b, err = w.segment(objects, p, b); err != nil {
+					return err
+				}
+			}
+			if err := w.piece(objects, p, b); err != nil {
 				return err
 			}
-			contents = contents[p.Length:]
 		}
 	}
 }

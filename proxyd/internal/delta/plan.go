@@ -47,8 +47,7 @@ type Plan struct {
 	// worker has.
 	TotalObjects int
 	TotalBytes   int64
-	// Digest names everything that determines the data frames: equal digests
-	// mean equal frames, as long as nothing is skipped.
+	// Digest names what the data frames bring, and in which order.
 	Digest toc.Digest
 }
 

@@ -2,6 +2,8 @@ package delta
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,10 +24,14 @@ type Steer struct {
 	// each frame, and once more, with last set, when the plan is done: then
 	// nothing may become urgent any more.
 	Urgent func(last bool) []Item
+	// Patcher, if not nil, makes patches for this stream.
+	Patcher *Patcher
 }
 
 // Stream writes the data frames of a plan to w, and no end frame. If it is not
-// steered, the frames depend on nothing but the plan and the packs.
+// steered, the frames depend on nothing but the plan and the packs. Which pieces come
+// as patches depends on how fast these are made, too: a link that waits is given
+// what is stored.
 //
 // Stream reads and compresses the next frames while it writes one. It returns
 // when all are written, at the first error, or when ctx ends and the write under way
@@ -48,6 +54,11 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 			return context.Cause(ctx)
 		}
 	}
+	if steer.Patcher != nil {
+		m.patcher = steer.Patcher
+		m.patcher.start(ctx, g, img, p, packs)
+	}
+	done := errors.New("the stream is written")
 	g.Go(func() error {
 		defer close(ready)
 		for _, it := range p.Items {
@@ -56,6 +67,9 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 					return err
 				}
 				piece := int(it.First + i)
+				if steer.Patcher != nil {
+					steer.Patcher.advance(img.Objects[it.Object].PieceLen(piece))
+				}
 				if steer.Skip != nil && steer.Skip(it.Object, piece) {
 					continue
 				}
@@ -70,15 +84,50 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 		return m.hurry(ctx, true)
 	})
 	g.Go(func() error {
+		var link meter
 		for f := range ready {
+			before := time.Now()
 			if err := w.Data(f.index, f.contents, f.compressed); err != nil {
 				return err
 			}
+			if rate := link.add(len(f.contents), time.Since(before)); rate > 0 && steer.Patcher != nil {
+				steer.Patcher.rate.Store(uint64(rate))
+			}
 			spare <- f // has room for all frames
+		}
+		if ctx.Err() == nil {
+			return done // ends the patches that nobody waits for
 		}
 		return nil
 	})
-	return g.Wait()
+	if err := g.Wait(); !errors.Is(err, done) {
+		return err
+	}
+	return nil
+}
+
+// meter measures what a link carries.
+type meter struct {
+	seen int // bytes in all
+	n    int // bytes since the last rate
+	took time.Duration
+}
+
+// add tells how long a write took, and returns the rate in bytes a second once in
+// a while, else 0. What comes first goes into the buffers and tells nothing.
+func (m *meter) add(n int, took time.Duration) float64 {
+	const buffered, enough = 512 << 10, 256 << 10
+	if m.seen += n; m.seen < buffered {
+		return 0
+	}
+	m.n += n
+	m.took += took
+	if m.n < enough {
+		return 0
+	}
+	rate := float64(m.n) / max(m.took.Seconds(), 1e-6)
+	m.n, m.took = 0, 0
+	return rate
 }
 
 func receive(ctx context.Context, spare <-chan *frame) (*frame, error) {

@@ -83,6 +83,12 @@ func (r *Reader) Piece(object, piece int) (enc []byte, compressed bool, err erro
 	return r.AppendStored(nil, object, piece)
 }
 
+// Stored is the size of a piece as it is stored.
+func (r *Reader) Stored(object, piece int) int {
+	_, n, _ := r.frame(object, piece)
+	return n
+}
+
 // AppendStored is Piece that appends to dst.
 func (r *Reader) AppendStored(dst []byte, object, piece int) (enc []byte, compressed bool, err error) {
 	off, n, compressed := r.frame(object, piece)

@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/wire"
@@ -47,6 +48,7 @@ type Config struct {
 	Ingester Ingester
 	Meta     Meta
 	Blobs    blob.Store
+	Patches  delta.Patches // may be nil
 	Metrics  *Metrics
 	Log      *slog.Logger
 	// Version of the binary, for ping.

@@ -168,6 +168,11 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 		return err
 	}
 	plan := delta.Make(im.delta, inventory, order)
+	patches, err := b.s.patching(ctx, im, plan, b.req)
+	if err != nil {
+		return err
+	}
+	defer patches.close()
 	b.rec.plan = time.Since(began)
 	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
 
@@ -175,12 +180,12 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	defer b.s.streams.close(st)
 	b.s.cfg.Metrics.streams.Inc()
 	defer b.s.cfg.Metrics.streams.Dec()
-	if err := b.head(ctx, im, plan, bases, st.name); err != nil {
+	if err := b.head(ctx, im, plan, bases, patches, st.name); err != nil {
 		return err
 	}
 	if !b.req.HeaderOnly {
 		b.rec.objects, b.rec.bytes = plan.Objects, plan.Bytes
-		if err := b.data(ctx, im, plan, st); err != nil {
+		if err := b.data(ctx, im, plan, patches, st); err != nil {
 			return err
 		}
 	}
@@ -188,9 +193,9 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 }
 
 // head writes all that comes before the first data frame.
-func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []*layer, stream string) error {
+func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []*layer, patches *patching, stream string) error {
 	h := &wire.Header{
-		Stream: stream, Plan: plan.Digest,
+		Stream: stream, Plan: plan.Digest, Bases: patches.bases(),
 		Objects: plan.Objects, Bytes: plan.Bytes,
 		TotalObjects: plan.TotalObjects, TotalBytes: plan.TotalBytes,
 	}
@@ -245,8 +250,8 @@ func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []
 }
 
 // data writes the data frames.
-func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stream) error {
-	packs := b.s.library.packSet(im.layers)
+func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches *patching, st *stream) error {
+	packs := b.s.library.packSet(im.packKeys())
 	defer packs.close()
 	var skipped []delta.Item
 	skip := func(object uint32, piece int) bool {
@@ -259,7 +264,9 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, st *stre
 		skipped = append(skipped, delta.Item{Object: object, First: uint32(piece), Pieces: 1})
 		return true
 	}
-	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, delta.Steer{Skip: skip, Urgent: st.claims.Urgent}); err != nil {
+	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, delta.Steer{
+		Skip: skip, Urgent: st.claims.Urgent, Patcher: patches.patcher(),
+	}); err != nil {
 		return err
 	}
 	if !st.failed.Load() {

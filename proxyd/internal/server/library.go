@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
@@ -28,8 +29,9 @@ type library struct {
 
 // layer is what planning needs of a layer, and its TOC ready to be sent.
 type layer struct {
-	rec *meta.Layer
-	toc *toc.TOC // without Entries
+	rec   *meta.Layer
+	toc   *toc.TOC // without Entries
+	names *delta.Names
 	tocFrame
 }
 
@@ -112,12 +114,12 @@ func (l *library) decode(ctx context.Context, m *meta.Layer) ([]byte, *toc.TOC, 
 }
 
 func newLayer(m *meta.Layer, encoded []byte, t *toc.TOC) *layer {
-	return &layer{rec: m, toc: &toc.TOC{DiffID: t.DiffID, Objects: t.Objects}, tocFrame: newTOCFrame(encoded)}
+	return &layer{rec: m, toc: &toc.TOC{DiffID: t.DiffID, Objects: t.Objects}, names: delta.NewNames(t), tocFrame: newTOCFrame(encoded)}
 }
 
 func (ly *layer) cost() int64 {
 	const object = 64 // bytes of a toc.Object
-	n := int64(len(ly.payload)) + 256
+	n := int64(len(ly.payload)) + ly.names.Cost() + 256
 	for i := range ly.toc.Objects {
 		n += object + 32*int64(len(ly.toc.Objects[i].Pieces))
 	}
@@ -223,25 +225,38 @@ func (l *library) pack(ctx context.Context, key string) (*packFile, error) {
 	}
 }
 
-// packSet is the packs that one request uses.
+// packSet is the packs that one request uses. It is safe for concurrent use.
 type packSet struct {
-	l      *library
-	layers []*meta.Layer
-	open   map[int]*packFile
+	l    *library
+	keys []string
+
+	mu   sync.Mutex
+	open map[int]*packFile // guarded by mu
 }
 
-func (l *library) packSet(layers []*meta.Layer) *packSet {
-	return &packSet{l: l, layers: layers, open: make(map[int]*packFile)}
+func (l *library) packSet(keys []string) *packSet {
+	return &packSet{l: l, keys: keys, open: make(map[int]*packFile)}
+}
+
+// packKeys of the layers of an image.
+func (im *image) packKeys() []string {
+	keys := make([]string, len(im.layers))
+	for i, m := range im.layers {
+		keys[i] = m.PackKey
+	}
+	return keys
 }
 
 // pack is a delta.Packs.
 func (s *packSet) pack(ctx context.Context, layer int) (delta.Pack, error) { return s.get(ctx, layer) }
 
 func (s *packSet) get(ctx context.Context, layer int) (*packFile, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if p := s.open[layer]; p != nil {
 		return p, nil
 	}
-	p, err := s.l.pack(ctx, s.layers[layer].PackKey)
+	p, err := s.l.pack(ctx, s.keys[layer])
 	if err != nil {
 		return nil, err
 	}
@@ -251,6 +266,8 @@ func (s *packSet) get(ctx context.Context, layer int) (*packFile, error) {
 
 // close releases the packs.
 func (s *packSet) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, p := range s.open {
 		p.release()
 	}

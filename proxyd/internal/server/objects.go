@@ -33,7 +33,7 @@ func (s *Server) objects(w *response, r *http.Request, rec *record) error {
 	}
 	w.Header().Set("Content-Type", wire.BundleType)
 	w.Header().Set("Cache-Control", "no-store")
-	packs := s.library.packSet(im.layers)
+	packs := s.library.packSet(im.packKeys())
 	defer packs.close()
 	out := wire.NewWriter(w)
 	err = delta.Answer(ctx, out, im.delta, asked, req.Exact, packs.pack, claims)

@@ -135,7 +135,7 @@ func (l *library) predict(ctx context.Context, im *image, img *registry.Image, t
 	}); err != nil {
 		return delta.Order{}, err
 	}
-	r := &objectReader{packs: l.packSet(im.layers), img: im.delta}
+	r := &objectReader{packs: l.packSet(im.packKeys()), img: im.delta}
 	defer r.packs.close()
 	objects, hot, err := predict.Order(ctx, entries, predict.Config{
 		Entrypoint: cfg.Config.Entrypoint, Cmd: cfg.Config.Cmd, Env: cfg.Config.Env, WorkingDir: cfg.Config.WorkingDir,

@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -23,10 +25,14 @@ type Server struct {
 	tokens  [][sha256.Size]byte
 	mux     *http.ServeMux
 	library *library
+	encoder *delta.Encoder
 	streams streams
 
 	requests, bundles, waiting, reports slots
 }
+
+// patchMemory bounds what making patches takes, but for what waits to be sent.
+const patchMemory = 128 << 20
 
 // New returns a Server. It must be closed when no request is left.
 func New(cfg Config) *Server {
@@ -34,6 +40,7 @@ func New(cfg Config) *Server {
 		cfg:      cfg,
 		mux:      http.NewServeMux(),
 		library:  newLibrary(cfg),
+		encoder:  delta.NewEncoder(runtime.GOMAXPROCS(0), patchMemory, cfg.Patches),
 		requests: make(slots, cfg.Limits.Requests),
 		bundles:  make(slots, cfg.Limits.Bundles),
 		waiting:  make(slots, cfg.Limits.Waiting),

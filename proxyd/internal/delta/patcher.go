@@ -1,0 +1,295 @@
+package delta
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/patch"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+const (
+	// lookahead is how many bytes of changed objects are patched ahead of what is
+	// being sent. What waits to be sent is a fraction of them.
+	lookahead = 32 << 20
+	// usualRate is what a link is taken to carry before it is measured, in bytes a
+	// second.
+	usualRate = 12.5e6
+	// fastRate is the rate from which it must not wait for patches much.
+	fastRate = 25e6
+)
+
+// Patcher makes the patches of one stream ahead of its writer.
+type Patcher struct {
+	Encoder *Encoder
+	Bases   *Bases
+	// Packs gives the packs of Bases.Layers. It may be called concurrently.
+	Packs Packs
+	// Rate, if not 0, is what the link is expected to carry, in bytes a second.
+	Rate float64
+
+	img  *Image
+	plan Packs
+	g    *errgroup.Group
+	rate atomic.Uint64 // of the link, as measured
+
+	mu   sync.Mutex
+	jobs map[uint32]*job // guarded by mu
+	at   int64           // guarded by mu: bytes of the plan before what is being sent
+	move chan struct{}   // guarded by mu: closed when at changes
+
+	saved atomic.Int64
+}
+
+// Saved is how many bytes fewer than the stored pieces the segments sent had.
+func (p *Patcher) Saved() int64 { return p.saved.Load() }
+
+// job is an object that is being patched.
+type job struct {
+	object, base *toc.Object
+	of           Base
+	method       patch.Method
+	head         []byte // set before the first put
+	based        bool   // the base has been sent; used by the sender only
+
+	mu      sync.Mutex
+	pieces  []segment     // guarded by mu
+	n       int           // guarded by mu: pieces made
+	started time.Time     // guarded by mu
+	done    bool          // guarded by mu: nothing more will come
+	change  chan struct{} // guarded by mu: closed when any of it changes
+}
+
+// segment is a piece of a job; the zero segment has not been made.
+type segment struct {
+	enc        []byte
+	compressed bool
+	length     int // decoded
+	plain      bool
+}
+
+// start begins to patch in g what the plan will need.
+func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan *Plan, packs Packs) {
+	p.img, p.plan, p.g = img, packs, g
+	p.jobs, p.move = map[uint32]*job{}, make(chan struct{})
+	if p.Rate == 0 {
+		p.Rate = usualRate
+	}
+	g.Go(func() error {
+		var at int64
+		for _, it := range plan.Items {
+			if _, ok := p.Bases.Of(it.Object); ok {
+				if err := p.wait(ctx, at); err != nil {
+					return nil //nolint:nilerr // the stream has ended
+				}
+				p.job(ctx, it.Object)
+			}
+			at += img.bytesOf(it)
+		}
+		return nil
+	})
+}
+
+// bytesOf is the bytes of the pieces of an item.
+func (img *Image) bytesOf(it Item) int64 {
+	o := &img.Objects[it.Object]
+	first, end := clip(it, o.NumPieces())
+	return min(int64(end)*toc.PieceSize, o.Size) - int64(first)*toc.PieceSize
+}
+
+// wait blocks until the sender is near the byte number at of the plan.
+func (p *Patcher) wait(ctx context.Context, at int64) error {
+	for {
+		p.mu.Lock()
+		near, move := at < p.at+lookahead, p.move
+		p.mu.Unlock()
+		if near {
+			return nil
+		}
+		select {
+		case <-move:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// advance tells that n bytes of the plan are done with.
+func (p *Patcher) advance(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.at += int64(n)
+	close(p.move)
+	p.move = make(chan struct{})
+}
+
+// job returns the job of an object, which it starts if need be; nil: has no base.
+func (p *Patcher) job(ctx context.Context, object uint32) *job {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if j := p.jobs[object]; j != nil {
+		return j
+	}
+	base, ok := p.Bases.Of(object)
+	if !ok {
+		return nil
+	}
+	o := &p.img.Objects[object]
+	j := &job{
+		object: o, base: p.Bases.Object(base), of: base, method: patch.Auto,
+		pieces: make([]segment, o.NumPieces()), change: make(chan struct{}),
+	}
+	if o.Size > patch.AutoRD || p.fast() {
+		j.method = patch.HD
+	}
+	p.jobs[object] = j
+	p.g.Go(func() error {
+		defer j.finish()
+		// A patch that fails does not matter: the object is sent plain, which fails
+		// for the same reason, or does not.
+		_ = p.encode(ctx, j, object)
+		return nil
+	})
+	return j
+}
+
+func (p *Patcher) encode(ctx context.Context, j *job, object uint32) error {
+	old, err := p.Packs(ctx, j.of.Layer)
+	if err != nil {
+		return err
+	}
+	at := p.img.places[object]
+	nw, err := p.plan(ctx, at.Layer)
+	if err != nil {
+		return err
+	}
+	return p.Encoder.run(ctx, j, old, nw, int(j.of.Object), at.Object, j.method)
+}
+
+// linkRate is what the link carries, in bytes a second.
+func (p *Patcher) linkRate() float64 {
+	if r := p.rate.Load(); r > 0 {
+		return float64(r)
+	}
+	return p.Rate
+}
+
+func (p *Patcher) fast() bool { return p.linkRate() >= fastRate }
+
+// take returns the segment of a piece, once; false if the piece should be sent plain.
+// stored is the size of the pieces of the object that are not sent yet, as they
+// would be sent plain; with hurry it does not wait.
+func (p *Patcher) take(ctx context.Context, object uint32, piece int, stored int64, hurry bool) (*job, segment, bool, error) {
+	j := p.job(ctx, object)
+	if j == nil {
+		return nil, segment{}, false, nil
+	}
+	for {
+		j.mu.Lock()
+		s, done, change := j.pieces[piece], j.done, j.change
+		left := p.left(j, piece)
+		j.mu.Unlock()
+		switch {
+		case s.plain, s.length == 0 && (done || hurry):
+			return j, segment{}, false, nil
+		case s.length > 0:
+			j.mu.Lock()
+			j.pieces[piece] = segment{plain: true} // if asked for again
+			j.mu.Unlock()
+			return j, s, true, nil
+		}
+		// What comes after waits with this one. To wait pays if the patch will be here
+		// before the plain pieces would have gone.
+		plain := time.Duration(float64(stored) / p.linkRate() * float64(time.Second))
+		patience := 2*plain + 50*time.Millisecond
+		if p.fast() {
+			patience = plain / 2
+		}
+		if left > patience {
+			return j, segment{}, false, nil
+		}
+		t := time.NewTimer(max(left, time.Millisecond))
+		select {
+		case <-change:
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, segment{}, false, context.Cause(ctx)
+		}
+		t.Stop()
+	}
+}
+
+// left is the time that a piece will probably take to be made. j.mu is held.
+func (p *Patcher) left(j *job, piece int) time.Duration {
+	pace := float64(p.Encoder.pace[paceOf(j.method)].Load())
+	if j.started.IsZero() {
+		return time.Duration(float64(int64(piece+1)*toc.PieceSize) / pace * float64(time.Second))
+	}
+	// All passes but the last come before the first piece.
+	whole := float64(j.object.Size) / pace * float64(time.Second)
+	spent := time.Since(j.started)
+	if j.n == 0 {
+		return max(time.Duration(whole)-spent, spent/2)
+	}
+	each := spent / time.Duration(j.n)
+	return each * time.Duration(piece+1-j.n)
+}
+
+// begin tells that the encoding has begun.
+func (j *job) begin(now time.Time) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.started = now
+}
+
+// put adds a piece.
+func (j *job) put(piece int, s segment) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.pieces[piece] = s
+	j.n = piece + 1
+	j.changed()
+}
+
+// finish tells that nothing more will come.
+func (j *job) finish() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.done = true
+	j.changed()
+}
+
+// changed wakes who waits. j.mu is held.
+func (j *job) changed() {
+	close(j.change)
+	j.change = make(chan struct{})
+}
+
+// load takes a stored patch.
+func (j *job) load(p Patch) error {
+	head, err := p.Head()
+	if err != nil {
+		return err
+	}
+	j.head = head
+	for i := range j.object.NumPieces() {
+		enc, compressed, length, err := p.Segment(i)
+		if err != nil {
+			return err
+		}
+		if compressed && j.object.Size < SmallObject {
+			if enc, err = wire.Decompress(nil, enc, length); err != nil {
+				return err
+			}
+			compressed = false
+		}
+		j.put(i, segment{enc: enc, compressed: compressed, length: length, plain: length == 0})
+	}
+	return nil
+}
