@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/transfer"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/errdefs"
@@ -193,9 +194,9 @@ func (s *source) Fetcher(ctx context.Context, ref string) (transfer.Fetcher, err
 	if err != nil {
 		return nil, err
 	}
-	for _, layer := range pull.Layers {
+	for i, layer := range pull.Layers {
 		s.report(ctx, "waiting", layer, 0)
-		err := record(ctx, s.config.Content, layer)
+		err := record(ctx, s.config.Content, layer, pull.DiffIDs[i])
 		if err == nil {
 			_, err = label(ctx, layer)
 		}
@@ -211,8 +212,10 @@ func (s *source) Fetcher(ctx context.Context, ref string) (transfer.Fetcher, err
 	return &fetcher{inner: inner, source: s, pull: pull}, nil
 }
 
-// record commits a virtual blob in the namespace, without its bytes.
-func record(ctx context.Context, cs content.Store, desc ocispec.Descriptor) (err error) {
+// record commits a virtual blob in the namespace, without its bytes, and with the
+// label that unpacking would leave: push, convert and commit of clients read the
+// whole layer to find it out otherwise.
+func record(ctx context.Context, cs content.Store, desc ocispec.Descriptor, diffID digest.Digest) (err error) {
 	w, err := content.OpenWriter(ctx, cs, content.WithRef(remotes.MakeRefKey(ctx, desc)), content.WithDescriptor(desc))
 	if err != nil {
 		if errdefs.IsAlreadyExists(err) {
@@ -232,7 +235,8 @@ func record(ctx context.Context, cs content.Store, desc ocispec.Descriptor) (err
 	if st.Offset != desc.Size {
 		return fmt.Errorf("the content store does not share %s between namespaces: %w", desc.Digest, errdefs.ErrFailedPrecondition)
 	}
-	if err := w.Commit(ctx, desc.Size, desc.Digest); err != nil && !errdefs.IsAlreadyExists(err) {
+	uncompressed := content.WithLabels(map[string]string{labels.LabelUncompressed: diffID.String()})
+	if err := w.Commit(ctx, desc.Size, desc.Digest, uncompressed); err != nil && !errdefs.IsAlreadyExists(err) {
 		return err
 	}
 	return nil
