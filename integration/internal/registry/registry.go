@@ -28,6 +28,8 @@ const (
 	Token      // a bearer token of a token server
 )
 
+func (a Auth) String() string { return [...]string{"open", "basic", "token"}[a] }
+
 // User and Password are the one account of registries that want one.
 const (
 	User     = "alice"

@@ -50,6 +50,8 @@ type Node struct {
 	c    NodeConfig
 	proc *process.Process
 	logs []string // of earlier lives
+
+	kubelet *Kubelet // of this node, if it has one
 }
 
 // StartNode starts containerd and waits until it serves.
@@ -192,6 +194,11 @@ func (n *Node) Pull(ctx context.Context, ref string, flags ...string) error {
 func (n *Node) Close() error {
 	if n.proc == nil {
 		return nil
+	}
+	if n.kubelet != nil { // it would start them again
+		if err := n.kubelet.Stop(); err != nil {
+			return err
+		}
 	}
 	select {
 	case <-n.proc.Done():

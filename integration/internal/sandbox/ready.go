@@ -144,24 +144,27 @@ func waitHTTP(ctx context.Context, client *http.Client, url, body string, ended 
 		return err
 	}
 	return poll(ctx, ended, func() error {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-		if err != nil {
-			return err
+		b, err := get(ctx, client, url)
+		if err == nil && !re.Match(b) {
+			err = fmt.Errorf("the answer of %s does not match %q", url, body)
 		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-		switch {
-		case err != nil:
-			return err
-		case resp.StatusCode != http.StatusOK:
-			return fmt.Errorf("%s answers %s", url, resp.Status)
-		case !re.Match(b):
-			return fmt.Errorf("the answer of %s does not match %q", url, body)
-		}
-		return nil
+		return err
 	})
+}
+
+func get(ctx context.Context, client *http.Client, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answers %s", url, resp.Status)
+	}
+	return b, err
 }

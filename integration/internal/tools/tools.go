@@ -5,12 +5,10 @@ package tools
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,9 +18,7 @@ import (
 // is not in go.mod: it would bring the dependencies of three clouds.
 const RegistryModule = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
 
-const containerd = "github.com/containerd/containerd/v2/cmd/"
-
-var containerdVersion = regexp.MustCompile(`(?m)^\s*github\.com/containerd/containerd/v2 (v\S+)$`)
+const containerd = "github.com/containerd/containerd/v2"
 
 // Binaries are the paths of what runs on a node.
 type Binaries struct {
@@ -85,16 +81,16 @@ func Stock(ctx context.Context) (Binaries, error) {
 	if err != nil {
 		return b, err
 	}
-	m := containerdVersion.FindSubmatch(mod)
-	if m == nil {
-		return b, errors.New("no version of containerd in go.mod")
+	version, err := required(mod, containerd)
+	if err != nil {
+		return b, err
 	}
 	for _, t := range []struct {
 		name string
 		path *string
 	}{{"containerd", &b.Containerd}, {"ctr", &b.Ctr}, {"containerd-shim-runc-v2", &b.Shim}} {
-		p, err := cached(ctx, "stock-"+string(m[1]), t.name, func(dir string) *exec.Cmd {
-			return exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir, containerd+t.name)
+		p, err := cached(ctx, "stock-"+version, t.name, func(dir string) *exec.Cmd {
+			return exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", dir, containerd+"/cmd/"+t.name)
 		})
 		if err != nil {
 			return b, err

@@ -1,0 +1,3 @@
+module corpus.test/pause
+
+go 1.25
