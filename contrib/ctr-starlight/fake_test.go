@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -58,6 +60,7 @@ type fake struct {
 	waitEnd func(context.Context) error
 	rtts    []time.Duration
 	pings   int
+	problem *api.Problem
 }
 
 func (f *fake) Status(_ context.Context, r *api.StatusRequest) (*api.StatusResponse, error) {
@@ -96,6 +99,72 @@ func (f *fake) Ping(_ context.Context, r *api.PingRequest) (*api.PingResponse, e
 	rtt := f.rtts[f.pings%len(f.rtts)]
 	f.pings++
 	return &api.PingResponse{RoundTrip: durationpb.New(rtt), Version: "0.1.0", Protocol: 1}, nil
+}
+
+func (f *fake) AddProxy(_ context.Context, r *api.AddProxyRequest) (*api.AddProxyResponse, error) {
+	for _, p := range f.proxies {
+		if p.GetAddress() == r.GetAddress() {
+			return nil, status.Errorf(codes.AlreadyExists, "proxy %q: already exists", r.GetAddress())
+		}
+	}
+	f.proxies = append(f.proxies, &api.Proxy{Address: r.GetAddress(), Registries: r.GetRegistries(), Added: true})
+	return &api.AddProxyResponse{}, nil
+}
+
+func (f *fake) RemoveProxy(_ context.Context, r *api.RemoveProxyRequest) (*api.RemoveProxyResponse, error) {
+	for i, p := range f.proxies {
+		if p.GetAddress() == r.GetAddress() {
+			f.proxies = slices.Delete(f.proxies, i, i+1)
+			return &api.RemoveProxyResponse{Configured: !p.GetAdded()}, nil
+		}
+	}
+	return nil, status.Errorf(codes.NotFound, "proxy %q is not configured: not found", r.GetAddress())
+}
+
+func (f *fake) Notify(r *api.NotifyRequest, s grpc.ServerStreamingServer[api.NotifyResponse]) error {
+	if r.GetUsername() != "" && (r.GetUsername() != "alice" || r.GetSecret() != "pass:word") {
+		return status.Error(codes.Unauthenticated, "unauthorized")
+	}
+	for _, m := range []*api.NotifyResponse{{Proxy: "http://near:8090", Done: 1, Total: 2}, {Proxy: "http://near:8090", Indexed: true}} {
+		if err := s.Send(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) Missing(context.Context, *api.MissingRequest) (*api.MissingResponse, error) {
+	return &api.MissingResponse{Names: []string{"/usr/bin/redis", "/usr/lib/\x1b[31mred"}, Files: 3, Bytes: 5 << 20}, nil
+}
+
+func (f *fake) Fsck(r *api.FsckRequest, s grpc.ServerStreamingServer[api.FsckResponse]) error {
+	sum := &api.FsckSummary{Images: 2, Layers: 5, Trees: 2, Objects: 1300, Bytes: 31 << 20}
+	if f.problem != nil {
+		p := proto.CloneOf(f.problem)
+		if sum.Problems = 1; r.GetRepair() {
+			p.Repaired, sum.Repaired = true, 1
+		}
+		if err := s.Send(&api.FsckResponse{Problem: p}); err != nil {
+			return err
+		}
+	}
+	for _, m := range []*api.FsckResponse{{Stage: "objects", Done: 1, Total: 2}, {Summary: sum}} {
+		if err := s.Send(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *fake) DiskUsage(context.Context, *api.DiskUsageRequest) (*api.DiskUsageResponse, error) {
+	return &api.DiskUsageResponse{Usages: []*api.Usage{
+		{Category: "objects", Path: "/var/lib/x/objects", Files: 1300, Bytes: 31 << 20},
+		{Category: "toc", Path: "/var/lib/x/toc", Files: 5, Bytes: 20 << 10},
+	}}, nil
+}
+
+func (f *fake) Collect(context.Context, *api.CollectRequest) (*api.CollectResponse, error) {
+	return &api.CollectResponse{Images: 1, Objects: 12, Bytes: 3 << 20}, nil
 }
 
 func (f *fake) Version(context.Context, *api.VersionRequest) (*api.VersionResponse, error) {

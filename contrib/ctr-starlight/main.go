@@ -58,7 +58,7 @@ func app(stdout, stderr io.Writer) *cli.Command {
 			&cli.DurationFlag{Name: "timeout", HideDefault: true, Usage: "give up after this time (default: never)"},
 			&cli.DurationFlag{Name: "connect-timeout", HideDefault: true, Usage: "wait this long for containerd to listen (default: not at all)"},
 		},
-		Commands:              []*cli.Command{statusCommand(), waitCommand(), proxyCommand(), versionCommand()},
+		Commands:              commands(),
 		EnableShellCompletion: true,
 		ConfigureShellCompletionCommand: func(c *cli.Command) {
 			c.Hidden = false
@@ -68,6 +68,30 @@ func app(stdout, stderr io.Writer) *cli.Command {
 	}
 	setUsageError(root)
 	return root
+}
+
+// The groups of the help.
+const (
+	groupImages = "Images"
+	groupNode   = "Node"
+)
+
+func commands() []*cli.Command {
+	var all []*cli.Command
+	for _, g := range []struct {
+		name     string
+		commands []*cli.Command
+	}{
+		{groupImages, []*cli.Command{statusCommand(), waitCommand(), notifyCommand()}},
+		{groupNode, []*cli.Command{proxyCommand(), doctorCommand(), fsckCommand(), dfCommand(), gcCommand(), versionCommand()}},
+		{"", oldProxyCommands()},
+	} {
+		for _, c := range g.commands {
+			c.Category = g.name
+			all = append(all, c)
+		}
+	}
+	return all
 }
 
 // setUsageError makes c and its subcommands answer wrong flags with one line and

@@ -70,7 +70,28 @@ func TestGolden(t *testing.T) {
 			{"proxy", "ping"},
 		}},
 		{"proxy-none", &fake{}, [][]string{{"proxy", "ls"}, {"proxy", "ls", "--json"}, {"proxy", "ping"}}},
-		{"version", &fake{}, [][]string{{"version"}, {"--version"}}},
+		{"proxy-change", &fake{proxies: []*api.Proxy{{Address: "http://near:8090"}}, rtts: []time.Duration{time.Millisecond}}, [][]string{
+			{"proxy", "add", "http://near:8090"},
+			{"proxy", "add", "https://far", "--registry", "*.example", "--registry", "docker.io", "--ca", "/ca.pem", "--token-file", "/token"},
+			{"list-proxy", "--json"},
+			{"test", "--json", "https://far"},
+			{"proxy", "rm", "https://far"},
+			{"proxy", "rm", "http://near:8090"},
+			{"proxy", "rm", "http://near:8090"},
+			{"proxy", "add"},
+		}},
+		{"notify", &fake{}, [][]string{{"notify", app1}, {"notify", app1, "--json", "--user", "alice:pass:word"}, {"notify", app1, "-u", "bob"}, {"notify"}}},
+		{"missing", &fake{}, [][]string{{"status", "--missing", app1}, {"status", "--missing", "--json", app1}, {"status", "--missing"}}},
+		{"fsck", &fake{problem: &api.Problem{Kind: "object", Name: "sha256:aa", Detail: "has other contents; fsck --repair fetches it again"}}, [][]string{
+			{"fsck"}, {"fsck", "--json"}, {"fsck", "--repair"}, {"fsck", "extra"},
+		}},
+		{"fsck-clean", &fake{}, [][]string{{"fsck"}, {"fsck", "--json"}}},
+		{"disk", &fake{}, [][]string{{"df"}, {"df", "--json"}, {"gc"}, {"gc", "--json"}}},
+		{"version", &fake{}, [][]string{{"version"}, {"version", "--json"}, {"--version"}}},
+		{"help", &fake{}, [][]string{
+			{"wait", "--help"}, {"notify", "--help"}, {"proxy", "--help"}, {"proxy", "add", "--help"}, {"proxy", "ping", "--help"},
+			{"doctor", "--help"}, {"fsck", "--help"}, {"df", "--help"}, {"gc", "--help"}, {"version", "--help"},
+		}},
 		{"usage", &fake{}, [][]string{{}, {"foo"}, {"status", "--foo"}, {"status", "--help"}, {"--timeout", "soon", "status"}}},
 	}
 	for _, tc := range tests {

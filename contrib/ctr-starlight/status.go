@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,7 +19,11 @@ func statusCommand() *cli.Command {
 		Description: "REF is the name that ctr image ls shows, such as docker.io/library/redis:7.\n" +
 			"Mode delta: by a proxy; mode plain: as stock containerd does, and REASON says why.\n" +
 			"WIRE is what came from the proxy for this image.",
-		Flags:         []cli.Flag{&cli.BoolFlag{Name: "json", Usage: "print a JSON array"}},
+		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "missing", Usage: "name the files of REF that have not arrived, in the order of their names"},
+			&cli.IntFlag{Name: "limit", Value: 100, Usage: "most names with --missing"},
+			&cli.BoolFlag{Name: "json", Usage: "print a JSON array"},
+		},
 		Action:        connect(showStatus),
 		ShellComplete: completeRefs,
 	}
@@ -51,6 +56,9 @@ func showStatus(ctx context.Context, c *cli.Command, client api.StarlightClient)
 	if err := arguments(c, 0, 1); err != nil {
 		return err
 	}
+	if c.Bool("missing") {
+		return showMissing(ctx, c, client)
+	}
 	resp, err := client.Status(ctx, &api.StatusRequest{Ref: c.Args().First(), Namespace: c.String("namespace")})
 	if err != nil {
 		return said(ctx, err)
@@ -67,6 +75,34 @@ func showStatus(ctx context.Context, c *cli.Command, client api.StarlightClient)
 		return err
 	}
 	return table(c.Root().Writer, statusRows(resp.GetImages(), c.String("namespace") == ""))
+}
+
+type missingJSON struct {
+	Names []string `json:"names"`
+	Files int64    `json:"files"`
+	Bytes int64    `json:"bytes"`
+}
+
+func showMissing(ctx context.Context, c *cli.Command, client api.StarlightClient) error {
+	if c.Args().Len() != 1 {
+		return errors.New("--missing needs the REF of an image")
+	}
+	r, err := client.Missing(ctx, &api.MissingRequest{
+		Ref: c.Args().First(), Namespace: c.String("namespace"), Limit: int32(max(0, c.Int("limit"))),
+	})
+	if err != nil {
+		return said(ctx, err)
+	}
+	if c.Bool("json") {
+		return writeJSON(c.Root().Writer, missingJSON{append([]string{}, r.GetNames()...), r.GetFiles(), r.GetBytes()})
+	}
+	for _, name := range r.GetNames() {
+		if _, err := fmt.Fprintln(c.Root().Writer, printable(name)); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(c.Root().ErrWriter, "%d files have not arrived, %s\n", r.GetFiles(), size(r.GetBytes()))
+	return err
 }
 
 func statusRows(images []*api.Image, namespaces bool) [][]string {

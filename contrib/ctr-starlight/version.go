@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 
@@ -12,27 +13,49 @@ import (
 
 func versionCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "version",
-		Usage: "print the versions of this program and of containerd",
-		Action: func(ctx context.Context, c *cli.Command) error {
-			if err := arguments(c, 0, 0); err != nil {
-				return err
-			}
-			// Known without containerd, so said before trouble with it.
-			_, err := fmt.Fprintf(c.Root().Writer, "Client:\n  Version:  %s\n  Revision: %s\n  Go:       %s\n\n", version, commit, runtime.Version())
-			if err != nil {
-				return err
-			}
-			return connect(serverVersion)(ctx, c)
-		},
+		Name:   "version",
+		Usage:  "print the versions of this program and of containerd",
+		Flags:  []cli.Flag{jsonFlag("a JSON object")},
+		Action: showVersion,
 	}
 }
 
-func serverVersion(ctx context.Context, c *cli.Command, client api.StarlightClient) error {
-	v, err := client.Version(ctx, &api.VersionRequest{})
-	if err != nil {
-		return said(ctx, err)
+// versionJSON is the output of version --json; server is null without containerd.
+type versionJSON struct {
+	Client versionOf  `json:"client"`
+	Server *versionOf `json:"server"`
+}
+
+type versionOf struct {
+	Version  string `json:"version"`
+	Revision string `json:"revision"`
+}
+
+func showVersion(ctx context.Context, c *cli.Command) error {
+	if err := arguments(c, 0, 0); err != nil {
+		return err
 	}
-	_, err = fmt.Fprintf(c.Root().Writer, "Server:\n  Version:  %s\n  Revision: %s\n", printable(v.GetVersion()), printable(v.GetRevision()))
+	out := versionJSON{Client: versionOf{version, commit}}
+	if !c.Bool("json") {
+		// Known without containerd, so said before trouble with it.
+		if _, err := fmt.Fprintf(c.Root().Writer, "Client:\n  Version:  %s\n  Revision: %s\n  Go:       %s\n\n", version, commit, runtime.Version()); err != nil {
+			return err
+		}
+	}
+	err := connect(func(ctx context.Context, _ *cli.Command, client api.StarlightClient) error {
+		v, err := client.Version(ctx, &api.VersionRequest{})
+		if err != nil {
+			return said(ctx, err)
+		}
+		out.Server = &versionOf{v.GetVersion(), v.GetRevision()}
+		return nil
+	})(ctx, c)
+	if c.Bool("json") {
+		return errors.Join(writeJSON(c.Root().Writer, out), err)
+	}
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(c.Root().Writer, "Server:\n  Version:  %s\n  Revision: %s\n", printable(out.Server.Version), printable(out.Server.Revision))
 	return err
 }

@@ -88,7 +88,7 @@ func newProgress(w io.Writer, quiet bool) progress {
 	if quiet {
 		return nothing{}
 	}
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+	if f, ok := w.(*os.File); ok && terminal(f) {
 		return &bar{w: w, width: func() int {
 			if n, _, err := term.GetSize(int(f.Fd())); err == nil && n > 0 {
 				return n
@@ -98,6 +98,8 @@ func newProgress(w io.Writer, quiet bool) progress {
 	}
 	return &lines{w: w, now: time.Now}
 }
+
+func terminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }
 
 type nothing struct{}
 

@@ -94,19 +94,25 @@ func (c *Config) engine(root string) (engine.Config, error) {
 		*d.to = v
 	}
 	for i, p := range c.Proxies {
-		if err := p.validate(); err != nil {
+		px, err := p.Engine()
+		if err != nil {
 			errs = append(errs, fmt.Errorf("proxies[%d]: %w", i, err))
 		}
-		registries := p.Registries
-		if len(registries) == 0 {
-			registries = []string{"*"}
-		}
-		out.Proxies = append(out.Proxies, engine.Proxy{
-			Address: p.Address, Registries: registries,
-			Files: delta.Files{CA: p.CA, Cert: p.Cert, Key: p.Key, Token: p.TokenFile},
-		})
+		out.Proxies = append(out.Proxies, px)
 	}
 	return out, errors.Join(errs...)
+}
+
+// Engine checks the proxy and translates it for the engine.
+func (p *Proxy) Engine() (engine.Proxy, error) {
+	registries := p.Registries
+	if len(registries) == 0 {
+		registries = []string{"*"}
+	}
+	return engine.Proxy{
+		Address: p.Address, Registries: registries,
+		Files: delta.Files{CA: p.CA, Cert: p.Cert, Key: p.Key, Token: p.TokenFile},
+	}, p.validate()
 }
 
 func (p *Proxy) validate() error {

@@ -138,7 +138,7 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 		}
 	}
 	for _, p := range e.proxies {
-		e.keepWarm(p)
+		e.keepWarm(p) //nolint:contextcheck // until Close
 	}
 	for _, img := range incomplete {
 		e.background(func(ctx context.Context) { e.resume(ctx, img) })

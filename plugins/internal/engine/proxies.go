@@ -132,6 +132,9 @@ func (e *Engine) proxiesFor(host string) []*proxy {
 	return out
 }
 
+// StageIndexed is the stage that Notify reports when a proxy has all of an image.
+const StageIndexed = "indexed"
+
 // Notify makes the proxies that serve a registry index an image that they may not
 // know yet. It asks for the image as a pull would, and takes nothing of it.
 func (e *Engine) Notify(ctx context.Context, ref, platform string, creds *wire.Credentials, report func(proxy string, p wire.Progress) error) error {
@@ -148,7 +151,7 @@ func (e *Engine) Notify(ctx context.Context, ref, platform string, creds *wire.C
 			func(w wire.Progress) error { return report(p.Address, w) }); err != nil {
 			return err
 		}
-		if err := report(p.Address, wire.Progress{Stage: "indexed"}); err != nil {
+		if err := report(p.Address, wire.Progress{Stage: StageIndexed}); err != nil {
 			return err
 		}
 	}

@@ -27,6 +27,13 @@ type Engine interface {
 	Wait(ctx context.Context, ref string, report func(engine.ImageStatus) error) error
 	Proxies() []engine.Proxy
 	Ping(ctx context.Context, address string) (time.Duration, wire.Ping, error)
+	AddProxy(p engine.Proxy) error
+	RemoveProxy(address string) error
+	Notify(ctx context.Context, ref, platform string, creds *wire.Credentials, report func(proxy string, p wire.Progress) error) error
+	MissingFiles(ctx context.Context, namespace, name string, limit int) (names []string, files, bytes int64, err error)
+	Fsck(ctx context.Context, repair bool, report func(engine.FsckProgress) error) (engine.FsckSummary, error)
+	DiskUsage(ctx context.Context) ([]engine.DiskUsage, error)
+	Collect(ctx context.Context) (engine.Collected, error)
 }
 
 var _ Engine = (*engine.Engine)(nil)
@@ -35,6 +42,8 @@ var _ Engine = (*engine.Engine)(nil)
 // what was pulled, but not that it was removed.
 type Images interface {
 	Has(ctx context.Context, namespace, name string) (bool, error)
+	// Collect has containerd forget what nothing refers to.
+	Collect(ctx context.Context) error
 }
 
 // settling is how long after the start of its pull an image may not be in the
@@ -44,12 +53,15 @@ const settling = time.Minute
 // Service implements the API over an Engine.
 type Service struct {
 	api.UnimplementedStarlightServer
-	engine Engine
-	images Images
+	engine   Engine
+	images   Images
+	validate Validate
 }
 
 // New returns the service over e, which leaves out what is not in images any more.
-func New(e Engine, images Images) *Service { return &Service{engine: e, images: images} }
+func New(e Engine, images Images, validate Validate) *Service {
+	return &Service{engine: e, images: images, validate: validate}
+}
 
 // Register adds the service to containerd's gRPC server.
 func (s *Service) Register(server *grpc.Server) error {
@@ -98,7 +110,7 @@ func (s *Service) Wait(r *api.WaitRequest, stream grpc.ServerStreamingServer[api
 func (s *Service) Proxies(context.Context, *api.ProxiesRequest) (*api.ProxiesResponse, error) {
 	var resp api.ProxiesResponse
 	for _, p := range s.engine.Proxies() {
-		resp.Proxies = append(resp.Proxies, &api.Proxy{Address: p.Address, Registries: p.Registries})
+		resp.Proxies = append(resp.Proxies, &api.Proxy{Address: p.Address, Registries: p.Registries, Added: p.Added})
 	}
 	return &resp, nil
 }
@@ -122,7 +134,6 @@ func (s *Service) Version(context.Context, *api.VersionRequest) (*api.VersionRes
 	return &api.VersionResponse{Version: version.Version, Revision: version.Revision}, nil
 }
 
-// images lists by namespace and reference; "" matches all.
 // present lists what the engine knows of the images that are there.
 func (s *Service) present(ctx context.Context, namespace, ref string) ([]engine.ImageStatus, error) {
 	var out []engine.ImageStatus

@@ -28,13 +28,75 @@ import (
 
 // fake is an engine with a fixed state.
 type fake struct {
-	images  []engine.ImageStatus
-	reports []engine.ImageStatus
-	err     error
-	removed string // reference of an image that is in images no more
+	service.Engine // what the test does not use
+	images         []engine.ImageStatus
+	reports        []engine.ImageStatus
+	err            error
+	removed        string // reference of an image that is in images no more
 }
 
+// store is the image store of a fake.
+type store struct{ *fake }
+
+func (store) Collect(context.Context) error { return nil }
+
 func (f *fake) Has(_ context.Context, _, name string) (bool, error) { return name != f.removed, nil }
+
+func (f *fake) Fsck(_ context.Context, repair bool, report func(engine.FsckProgress) error) (engine.FsckSummary, error) {
+	err := report(engine.FsckProgress{Problem: &engine.Problem{Kind: "object", Name: "\xff", Detail: "wrong", Repaired: repair}})
+	return engine.FsckSummary{Objects: 2, Problems: 1}, errors.Join(err, f.err)
+}
+
+// collector notes who collects.
+type collector struct {
+	service.Engine
+	service.Images
+	calls []string
+}
+
+func (c *collector) Collect(context.Context) (engine.Collected, error) {
+	c.calls = append(c.calls, "engine")
+	return engine.Collected{Images: 1, Objects: 2, Bytes: 3}, nil
+}
+
+type collectingImages struct {
+	service.Images
+	c *collector
+}
+
+func (i collectingImages) Collect(context.Context) error {
+	i.c.calls = append(i.c.calls, "containerd")
+	return nil
+}
+
+func TestCollectAsksContainerdFirst(t *testing.T) {
+	c := &collector{}
+	r, err := service.New(c, collectingImages{c: c}, nil).Collect(t.Context(), &api.CollectRequest{})
+	if err != nil || r.GetBytes() != 3 {
+		t.Errorf("got %v, %v", r, err)
+	}
+	if d := cmp.Diff([]string{"containerd", "engine"}, c.calls); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestFsckSendsTheSummaryLast(t *testing.T) {
+	stream, err := dial(t, &fake{}).Fsck(t.Context(), &api.FsckRequest{Repair: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := stream.Recv()
+	if err != nil || !first.GetProblem().GetRepaired() || first.GetProblem().GetName() != "\uFFFD" {
+		t.Errorf("got %v, %v", first, err)
+	}
+	last, err := stream.Recv()
+	if err != nil || last.GetSummary().GetProblems() != 1 {
+		t.Errorf("got %v, %v", last, err)
+	}
+	if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+		t.Errorf("got %v, want the end", err)
+	}
+}
 
 func (f *fake) Status(ref string) []engine.ImageStatus {
 	var out []engine.ImageStatus
@@ -72,7 +134,7 @@ func dial(t *testing.T, f *fake) api.StarlightClient {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer()
-	if err := service.New(f, f).Register(server); err != nil {
+	if err := service.New(f, store{f}, nil).Register(server); err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)

@@ -542,7 +542,9 @@ type Proxy struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// Patterns of registry hosts that it serves.
-	Registries    []string `protobuf:"bytes,2,rep,name=registries,proto3" json:"registries,omitempty"`
+	Registries []string `protobuf:"bytes,2,rep,name=registries,proto3" json:"registries,omitempty"`
+	// It was added by AddProxy.
+	Added         bool `protobuf:"varint,3,opt,name=added,proto3" json:"added,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -591,6 +593,1025 @@ func (x *Proxy) GetRegistries() []string {
 	return nil
 }
 
+func (x *Proxy) GetAdded() bool {
+	if x != nil {
+		return x.Added
+	}
+	return false
+}
+
+type AddProxyRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Address string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Empty: all.
+	Registries []string `protobuf:"bytes,2,rep,name=registries,proto3" json:"registries,omitempty"`
+	// Files on the node, as in the configuration.
+	Ca            string `protobuf:"bytes,3,opt,name=ca,proto3" json:"ca,omitempty"`
+	Cert          string `protobuf:"bytes,4,opt,name=cert,proto3" json:"cert,omitempty"`
+	Key           string `protobuf:"bytes,5,opt,name=key,proto3" json:"key,omitempty"`
+	TokenFile     string `protobuf:"bytes,6,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddProxyRequest) Reset() {
+	*x = AddProxyRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddProxyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddProxyRequest) ProtoMessage() {}
+
+func (x *AddProxyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddProxyRequest.ProtoReflect.Descriptor instead.
+func (*AddProxyRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *AddProxyRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *AddProxyRequest) GetRegistries() []string {
+	if x != nil {
+		return x.Registries
+	}
+	return nil
+}
+
+func (x *AddProxyRequest) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *AddProxyRequest) GetCert() string {
+	if x != nil {
+		return x.Cert
+	}
+	return ""
+}
+
+func (x *AddProxyRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *AddProxyRequest) GetTokenFile() string {
+	if x != nil {
+		return x.TokenFile
+	}
+	return ""
+}
+
+type AddProxyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AddProxyResponse) Reset() {
+	*x = AddProxyResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AddProxyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AddProxyResponse) ProtoMessage() {}
+
+func (x *AddProxyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AddProxyResponse.ProtoReflect.Descriptor instead.
+func (*AddProxyResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{9}
+}
+
+type RemoveProxyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveProxyRequest) Reset() {
+	*x = RemoveProxyRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveProxyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveProxyRequest) ProtoMessage() {}
+
+func (x *RemoveProxyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveProxyRequest.ProtoReflect.Descriptor instead.
+func (*RemoveProxyRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RemoveProxyRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+type RemoveProxyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// It is in the configuration.
+	Configured    bool `protobuf:"varint,1,opt,name=configured,proto3" json:"configured,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveProxyResponse) Reset() {
+	*x = RemoveProxyResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveProxyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveProxyResponse) ProtoMessage() {}
+
+func (x *RemoveProxyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveProxyResponse.ProtoReflect.Descriptor instead.
+func (*RemoveProxyResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *RemoveProxyResponse) GetConfigured() bool {
+	if x != nil {
+		return x.Configured
+	}
+	return false
+}
+
+type NotifyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fully qualified reference.
+	Ref string `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// os/arch[/variant]; empty: that of the daemon.
+	Platform string `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Of the registry; none if both are empty. They are not kept.
+	Username      string `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"`
+	Secret        string `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotifyRequest) Reset() {
+	*x = NotifyRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotifyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotifyRequest) ProtoMessage() {}
+
+func (x *NotifyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotifyRequest.ProtoReflect.Descriptor instead.
+func (*NotifyRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *NotifyRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *NotifyRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *NotifyRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *NotifyRequest) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+type NotifyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Proxy string                 `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// The proxy has all of the image.
+	Indexed bool `protobuf:"varint,2,opt,name=indexed,proto3" json:"indexed,omitempty"`
+	// Bytes of layers that it has read, and has to read.
+	Done          int64 `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	Total         int64 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotifyResponse) Reset() {
+	*x = NotifyResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotifyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotifyResponse) ProtoMessage() {}
+
+func (x *NotifyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotifyResponse.ProtoReflect.Descriptor instead.
+func (*NotifyResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *NotifyResponse) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *NotifyResponse) GetIndexed() bool {
+	if x != nil {
+		return x.Indexed
+	}
+	return false
+}
+
+func (x *NotifyResponse) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *NotifyResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+type MissingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Ref   string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// Empty: the only one that has the image.
+	Namespace string `protobuf:"bytes,2,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	// Most names to return.
+	Limit         int32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingRequest) Reset() {
+	*x = MissingRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingRequest) ProtoMessage() {}
+
+func (x *MissingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingRequest.ProtoReflect.Descriptor instead.
+func (*MissingRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *MissingRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *MissingRequest) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *MissingRequest) GetLimit() int32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type MissingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Paths in the image.
+	Names []string `protobuf:"bytes,1,rep,name=names,proto3" json:"names,omitempty"`
+	// Of all files that have not arrived.
+	Files         int64 `protobuf:"varint,2,opt,name=files,proto3" json:"files,omitempty"`
+	Bytes         int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *MissingResponse) Reset() {
+	*x = MissingResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *MissingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*MissingResponse) ProtoMessage() {}
+
+func (x *MissingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use MissingResponse.ProtoReflect.Descriptor instead.
+func (*MissingResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *MissingResponse) GetNames() []string {
+	if x != nil {
+		return x.Names
+	}
+	return nil
+}
+
+func (x *MissingResponse) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *MissingResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type FsckRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Remove what is wrong; what was lost with it is fetched again.
+	Repair        bool `protobuf:"varint,1,opt,name=repair,proto3" json:"repair,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckRequest) Reset() {
+	*x = FsckRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckRequest) ProtoMessage() {}
+
+func (x *FsckRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
+func (*FsckRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *FsckRequest) GetRepair() bool {
+	if x != nil {
+		return x.Repair
+	}
+	return false
+}
+
+type FsckResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Unset: progress only.
+	Problem *Problem `protobuf:"bytes,1,opt,name=problem,proto3" json:"problem,omitempty"`
+	Stage   string   `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
+	// Bytes hashed, and to hash.
+	Done  int64 `protobuf:"varint,3,opt,name=done,proto3" json:"done,omitempty"`
+	Total int64 `protobuf:"varint,4,opt,name=total,proto3" json:"total,omitempty"`
+	// In the last message.
+	Summary       *FsckSummary `protobuf:"bytes,5,opt,name=summary,proto3" json:"summary,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckResponse) Reset() {
+	*x = FsckResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckResponse) ProtoMessage() {}
+
+func (x *FsckResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
+func (*FsckResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *FsckResponse) GetProblem() *Problem {
+	if x != nil {
+		return x.Problem
+	}
+	return nil
+}
+
+func (x *FsckResponse) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *FsckResponse) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *FsckResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *FsckResponse) GetSummary() *FsckSummary {
+	if x != nil {
+		return x.Summary
+	}
+	return nil
+}
+
+// Problem is something wrong on the disk.
+type Problem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Digest, chain ID, or path below the root.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// What is wrong, and what to do next.
+	Detail        string `protobuf:"bytes,3,opt,name=detail,proto3" json:"detail,omitempty"`
+	Repaired      bool   `protobuf:"varint,4,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Problem) Reset() {
+	*x = Problem{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Problem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Problem) ProtoMessage() {}
+
+func (x *Problem) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Problem.ProtoReflect.Descriptor instead.
+func (*Problem) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Problem) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Problem) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Problem) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *Problem) GetRepaired() bool {
+	if x != nil {
+		return x.Repaired
+	}
+	return false
+}
+
+// FsckSummary is what was checked and found.
+type FsckSummary struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Images  int64                  `protobuf:"varint,1,opt,name=images,proto3" json:"images,omitempty"`
+	Layers  int64                  `protobuf:"varint,2,opt,name=layers,proto3" json:"layers,omitempty"`
+	Trees   int64                  `protobuf:"varint,3,opt,name=trees,proto3" json:"trees,omitempty"`
+	Objects int64                  `protobuf:"varint,4,opt,name=objects,proto3" json:"objects,omitempty"`
+	// Of the objects.
+	Bytes         int64 `protobuf:"varint,5,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Problems      int64 `protobuf:"varint,6,opt,name=problems,proto3" json:"problems,omitempty"`
+	Repaired      int64 `protobuf:"varint,7,opt,name=repaired,proto3" json:"repaired,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FsckSummary) Reset() {
+	*x = FsckSummary{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FsckSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FsckSummary) ProtoMessage() {}
+
+func (x *FsckSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FsckSummary.ProtoReflect.Descriptor instead.
+func (*FsckSummary) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FsckSummary) GetImages() int64 {
+	if x != nil {
+		return x.Images
+	}
+	return 0
+}
+
+func (x *FsckSummary) GetLayers() int64 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *FsckSummary) GetTrees() int64 {
+	if x != nil {
+		return x.Trees
+	}
+	return 0
+}
+
+func (x *FsckSummary) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *FsckSummary) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *FsckSummary) GetProblems() int64 {
+	if x != nil {
+		return x.Problems
+	}
+	return 0
+}
+
+func (x *FsckSummary) GetRepaired() int64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+type DiskUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsageRequest) Reset() {
+	*x = DiskUsageRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsageRequest) ProtoMessage() {}
+
+func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
+func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{20}
+}
+
+type DiskUsageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In a fixed order.
+	Usages        []*Usage `protobuf:"bytes,1,rep,name=usages,proto3" json:"usages,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskUsageResponse) Reset() {
+	*x = DiskUsageResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskUsageResponse) ProtoMessage() {}
+
+func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
+func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *DiskUsageResponse) GetUsages() []*Usage {
+	if x != nil {
+		return x.Usages
+	}
+	return nil
+}
+
+// Usage is what one kind of files takes.
+type Usage struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Category string                 `protobuf:"bytes,1,opt,name=category,proto3" json:"category,omitempty"`
+	Path     string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Files    int64                  `protobuf:"varint,3,opt,name=files,proto3" json:"files,omitempty"`
+	// Allocated on the disk.
+	Bytes         int64 `protobuf:"varint,4,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *Usage) GetCategory() string {
+	if x != nil {
+		return x.Category
+	}
+	return ""
+}
+
+func (x *Usage) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Usage) GetFiles() int64 {
+	if x != nil {
+		return x.Files
+	}
+	return 0
+}
+
+func (x *Usage) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+type CollectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectRequest) Reset() {
+	*x = CollectRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectRequest) ProtoMessage() {}
+
+func (x *CollectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
+func (*CollectRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{23}
+}
+
+type CollectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Images        int64                  `protobuf:"varint,1,opt,name=images,proto3" json:"images,omitempty"`
+	Objects       int64                  `protobuf:"varint,2,opt,name=objects,proto3" json:"objects,omitempty"`
+	Bytes         int64                  `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CollectResponse) Reset() {
+	*x = CollectResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CollectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CollectResponse) ProtoMessage() {}
+
+func (x *CollectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CollectResponse.ProtoReflect.Descriptor instead.
+func (*CollectResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CollectResponse) GetImages() int64 {
+	if x != nil {
+		return x.Images
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *CollectResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type PingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address of a configured proxy.
@@ -601,7 +1622,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[8]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -613,7 +1634,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[8]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -626,7 +1647,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{8}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PingRequest) GetAddress() string {
@@ -649,7 +1670,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[9]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +1682,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[9]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +1695,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{9}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PingResponse) GetRoundTrip() *durationpb.Duration {
@@ -706,7 +1727,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[10]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +1739,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[10]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +1752,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{10}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{27}
 }
 
 type VersionResponse struct {
@@ -744,7 +1765,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[11]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -756,7 +1777,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[11]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -769,7 +1790,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{11}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -827,12 +1848,82 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\v2\x13.starlight.v1.ImageR\x05image\"\x10\n" +
 	"\x0eProxiesRequest\"@\n" +
 	"\x0fProxiesResponse\x12-\n" +
-	"\aproxies\x18\x01 \x03(\v2\x13.starlight.v1.ProxyR\aproxies\"A\n" +
+	"\aproxies\x18\x01 \x03(\v2\x13.starlight.v1.ProxyR\aproxies\"W\n" +
 	"\x05Proxy\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1e\n" +
 	"\n" +
 	"registries\x18\x02 \x03(\tR\n" +
-	"registries\"'\n" +
+	"registries\x12\x14\n" +
+	"\x05added\x18\x03 \x01(\bR\x05added\"\xa0\x01\n" +
+	"\x0fAddProxyRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x1e\n" +
+	"\n" +
+	"registries\x18\x02 \x03(\tR\n" +
+	"registries\x12\x0e\n" +
+	"\x02ca\x18\x03 \x01(\tR\x02ca\x12\x12\n" +
+	"\x04cert\x18\x04 \x01(\tR\x04cert\x12\x10\n" +
+	"\x03key\x18\x05 \x01(\tR\x03key\x12\x1d\n" +
+	"\n" +
+	"token_file\x18\x06 \x01(\tR\ttokenFile\"\x12\n" +
+	"\x10AddProxyResponse\".\n" +
+	"\x12RemoveProxyRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"5\n" +
+	"\x13RemoveProxyResponse\x12\x1e\n" +
+	"\n" +
+	"configured\x18\x01 \x01(\bR\n" +
+	"configured\"q\n" +
+	"\rNotifyRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x1a\n" +
+	"\busername\x18\x03 \x01(\tR\busername\x12\x16\n" +
+	"\x06secret\x18\x04 \x01(\tR\x06secret\"j\n" +
+	"\x0eNotifyResponse\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x18\n" +
+	"\aindexed\x18\x02 \x01(\bR\aindexed\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\"V\n" +
+	"\x0eMissingRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1c\n" +
+	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\x05R\x05limit\"S\n" +
+	"\x0fMissingResponse\x12\x14\n" +
+	"\x05names\x18\x01 \x03(\tR\x05names\x12\x14\n" +
+	"\x05files\x18\x02 \x01(\x03R\x05files\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"%\n" +
+	"\vFsckRequest\x12\x16\n" +
+	"\x06repair\x18\x01 \x01(\bR\x06repair\"\xb4\x01\n" +
+	"\fFsckResponse\x12/\n" +
+	"\aproblem\x18\x01 \x01(\v2\x15.starlight.v1.ProblemR\aproblem\x12\x14\n" +
+	"\x05stage\x18\x02 \x01(\tR\x05stage\x12\x12\n" +
+	"\x04done\x18\x03 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\x123\n" +
+	"\asummary\x18\x05 \x01(\v2\x19.starlight.v1.FsckSummaryR\asummary\"e\n" +
+	"\aProblem\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x1a\n" +
+	"\brepaired\x18\x04 \x01(\bR\brepaired\"\xbb\x01\n" +
+	"\vFsckSummary\x12\x16\n" +
+	"\x06images\x18\x01 \x01(\x03R\x06images\x12\x16\n" +
+	"\x06layers\x18\x02 \x01(\x03R\x06layers\x12\x14\n" +
+	"\x05trees\x18\x03 \x01(\x03R\x05trees\x12\x18\n" +
+	"\aobjects\x18\x04 \x01(\x03R\aobjects\x12\x14\n" +
+	"\x05bytes\x18\x05 \x01(\x03R\x05bytes\x12\x1a\n" +
+	"\bproblems\x18\x06 \x01(\x03R\bproblems\x12\x1a\n" +
+	"\brepaired\x18\a \x01(\x03R\brepaired\"\x12\n" +
+	"\x10DiskUsageRequest\"@\n" +
+	"\x11DiskUsageResponse\x12+\n" +
+	"\x06usages\x18\x01 \x03(\v2\x13.starlight.v1.UsageR\x06usages\"c\n" +
+	"\x05Usage\x12\x1a\n" +
+	"\bcategory\x18\x01 \x01(\tR\bcategory\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x14\n" +
+	"\x05files\x18\x03 \x01(\x03R\x05files\x12\x14\n" +
+	"\x05bytes\x18\x04 \x01(\x03R\x05bytes\"\x10\n" +
+	"\x0eCollectRequest\"Y\n" +
+	"\x0fCollectResponse\x12\x16\n" +
+	"\x06images\x18\x01 \x01(\x03R\x06images\x12\x18\n" +
+	"\aobjects\x18\x02 \x01(\x03R\aobjects\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\"'\n" +
 	"\vPingRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"~\n" +
 	"\fPingResponse\x128\n" +
@@ -849,12 +1940,19 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\n" +
 	"MODE_DELTA\x10\x01\x12\x0e\n" +
 	"\n" +
-	"MODE_PLAIN\x10\x022\xe0\x02\n" +
+	"MODE_PLAIN\x10\x022\xe5\x06\n" +
 	"\tStarlight\x12C\n" +
 	"\x06Status\x12\x1b.starlight.v1.StatusRequest\x1a\x1c.starlight.v1.StatusResponse\x12?\n" +
 	"\x04Wait\x12\x19.starlight.v1.WaitRequest\x1a\x1a.starlight.v1.WaitResponse0\x01\x12F\n" +
 	"\aProxies\x12\x1c.starlight.v1.ProxiesRequest\x1a\x1d.starlight.v1.ProxiesResponse\x12=\n" +
-	"\x04Ping\x12\x19.starlight.v1.PingRequest\x1a\x1a.starlight.v1.PingResponse\x12F\n" +
+	"\x04Ping\x12\x19.starlight.v1.PingRequest\x1a\x1a.starlight.v1.PingResponse\x12I\n" +
+	"\bAddProxy\x12\x1d.starlight.v1.AddProxyRequest\x1a\x1e.starlight.v1.AddProxyResponse\x12R\n" +
+	"\vRemoveProxy\x12 .starlight.v1.RemoveProxyRequest\x1a!.starlight.v1.RemoveProxyResponse\x12E\n" +
+	"\x06Notify\x12\x1b.starlight.v1.NotifyRequest\x1a\x1c.starlight.v1.NotifyResponse0\x01\x12F\n" +
+	"\aMissing\x12\x1c.starlight.v1.MissingRequest\x1a\x1d.starlight.v1.MissingResponse\x12?\n" +
+	"\x04Fsck\x12\x19.starlight.v1.FsckRequest\x1a\x1a.starlight.v1.FsckResponse0\x01\x12L\n" +
+	"\tDiskUsage\x12\x1e.starlight.v1.DiskUsageRequest\x1a\x1f.starlight.v1.DiskUsageResponse\x12F\n" +
+	"\aCollect\x12\x1c.starlight.v1.CollectRequest\x1a\x1d.starlight.v1.CollectResponse\x12F\n" +
 	"\aVersion\x12\x1c.starlight.v1.VersionRequest\x1a\x1d.starlight.v1.VersionResponseBIZGgithub.com/starlight-delta/starlight/plugins/api/starlight/v1;starlightb\x06proto3"
 
 var (
@@ -870,7 +1968,7 @@ func file_starlight_v1_starlight_proto_rawDescGZIP() []byte {
 }
 
 var file_starlight_v1_starlight_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_starlight_v1_starlight_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_starlight_v1_starlight_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_starlight_v1_starlight_proto_goTypes = []any{
 	(Mode)(0),                     // 0: starlight.v1.Mode
 	(*Image)(nil),                 // 1: starlight.v1.Image
@@ -881,37 +1979,71 @@ var file_starlight_v1_starlight_proto_goTypes = []any{
 	(*ProxiesRequest)(nil),        // 6: starlight.v1.ProxiesRequest
 	(*ProxiesResponse)(nil),       // 7: starlight.v1.ProxiesResponse
 	(*Proxy)(nil),                 // 8: starlight.v1.Proxy
-	(*PingRequest)(nil),           // 9: starlight.v1.PingRequest
-	(*PingResponse)(nil),          // 10: starlight.v1.PingResponse
-	(*VersionRequest)(nil),        // 11: starlight.v1.VersionRequest
-	(*VersionResponse)(nil),       // 12: starlight.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 13: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
+	(*AddProxyRequest)(nil),       // 9: starlight.v1.AddProxyRequest
+	(*AddProxyResponse)(nil),      // 10: starlight.v1.AddProxyResponse
+	(*RemoveProxyRequest)(nil),    // 11: starlight.v1.RemoveProxyRequest
+	(*RemoveProxyResponse)(nil),   // 12: starlight.v1.RemoveProxyResponse
+	(*NotifyRequest)(nil),         // 13: starlight.v1.NotifyRequest
+	(*NotifyResponse)(nil),        // 14: starlight.v1.NotifyResponse
+	(*MissingRequest)(nil),        // 15: starlight.v1.MissingRequest
+	(*MissingResponse)(nil),       // 16: starlight.v1.MissingResponse
+	(*FsckRequest)(nil),           // 17: starlight.v1.FsckRequest
+	(*FsckResponse)(nil),          // 18: starlight.v1.FsckResponse
+	(*Problem)(nil),               // 19: starlight.v1.Problem
+	(*FsckSummary)(nil),           // 20: starlight.v1.FsckSummary
+	(*DiskUsageRequest)(nil),      // 21: starlight.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),     // 22: starlight.v1.DiskUsageResponse
+	(*Usage)(nil),                 // 23: starlight.v1.Usage
+	(*CollectRequest)(nil),        // 24: starlight.v1.CollectRequest
+	(*CollectResponse)(nil),       // 25: starlight.v1.CollectResponse
+	(*PingRequest)(nil),           // 26: starlight.v1.PingRequest
+	(*PingResponse)(nil),          // 27: starlight.v1.PingResponse
+	(*VersionRequest)(nil),        // 28: starlight.v1.VersionRequest
+	(*VersionResponse)(nil),       // 29: starlight.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
 }
 var file_starlight_v1_starlight_proto_depIdxs = []int32{
 	0,  // 0: starlight.v1.Image.mode:type_name -> starlight.v1.Mode
-	13, // 1: starlight.v1.Image.pulled:type_name -> google.protobuf.Timestamp
-	14, // 2: starlight.v1.Image.ready_after:type_name -> google.protobuf.Duration
-	14, // 3: starlight.v1.Image.done_after:type_name -> google.protobuf.Duration
+	30, // 1: starlight.v1.Image.pulled:type_name -> google.protobuf.Timestamp
+	31, // 2: starlight.v1.Image.ready_after:type_name -> google.protobuf.Duration
+	31, // 3: starlight.v1.Image.done_after:type_name -> google.protobuf.Duration
 	1,  // 4: starlight.v1.StatusResponse.images:type_name -> starlight.v1.Image
 	1,  // 5: starlight.v1.WaitResponse.image:type_name -> starlight.v1.Image
 	8,  // 6: starlight.v1.ProxiesResponse.proxies:type_name -> starlight.v1.Proxy
-	14, // 7: starlight.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
-	2,  // 8: starlight.v1.Starlight.Status:input_type -> starlight.v1.StatusRequest
-	4,  // 9: starlight.v1.Starlight.Wait:input_type -> starlight.v1.WaitRequest
-	6,  // 10: starlight.v1.Starlight.Proxies:input_type -> starlight.v1.ProxiesRequest
-	9,  // 11: starlight.v1.Starlight.Ping:input_type -> starlight.v1.PingRequest
-	11, // 12: starlight.v1.Starlight.Version:input_type -> starlight.v1.VersionRequest
-	3,  // 13: starlight.v1.Starlight.Status:output_type -> starlight.v1.StatusResponse
-	5,  // 14: starlight.v1.Starlight.Wait:output_type -> starlight.v1.WaitResponse
-	7,  // 15: starlight.v1.Starlight.Proxies:output_type -> starlight.v1.ProxiesResponse
-	10, // 16: starlight.v1.Starlight.Ping:output_type -> starlight.v1.PingResponse
-	12, // 17: starlight.v1.Starlight.Version:output_type -> starlight.v1.VersionResponse
-	13, // [13:18] is the sub-list for method output_type
-	8,  // [8:13] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	19, // 7: starlight.v1.FsckResponse.problem:type_name -> starlight.v1.Problem
+	20, // 8: starlight.v1.FsckResponse.summary:type_name -> starlight.v1.FsckSummary
+	23, // 9: starlight.v1.DiskUsageResponse.usages:type_name -> starlight.v1.Usage
+	31, // 10: starlight.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
+	2,  // 11: starlight.v1.Starlight.Status:input_type -> starlight.v1.StatusRequest
+	4,  // 12: starlight.v1.Starlight.Wait:input_type -> starlight.v1.WaitRequest
+	6,  // 13: starlight.v1.Starlight.Proxies:input_type -> starlight.v1.ProxiesRequest
+	26, // 14: starlight.v1.Starlight.Ping:input_type -> starlight.v1.PingRequest
+	9,  // 15: starlight.v1.Starlight.AddProxy:input_type -> starlight.v1.AddProxyRequest
+	11, // 16: starlight.v1.Starlight.RemoveProxy:input_type -> starlight.v1.RemoveProxyRequest
+	13, // 17: starlight.v1.Starlight.Notify:input_type -> starlight.v1.NotifyRequest
+	15, // 18: starlight.v1.Starlight.Missing:input_type -> starlight.v1.MissingRequest
+	17, // 19: starlight.v1.Starlight.Fsck:input_type -> starlight.v1.FsckRequest
+	21, // 20: starlight.v1.Starlight.DiskUsage:input_type -> starlight.v1.DiskUsageRequest
+	24, // 21: starlight.v1.Starlight.Collect:input_type -> starlight.v1.CollectRequest
+	28, // 22: starlight.v1.Starlight.Version:input_type -> starlight.v1.VersionRequest
+	3,  // 23: starlight.v1.Starlight.Status:output_type -> starlight.v1.StatusResponse
+	5,  // 24: starlight.v1.Starlight.Wait:output_type -> starlight.v1.WaitResponse
+	7,  // 25: starlight.v1.Starlight.Proxies:output_type -> starlight.v1.ProxiesResponse
+	27, // 26: starlight.v1.Starlight.Ping:output_type -> starlight.v1.PingResponse
+	10, // 27: starlight.v1.Starlight.AddProxy:output_type -> starlight.v1.AddProxyResponse
+	12, // 28: starlight.v1.Starlight.RemoveProxy:output_type -> starlight.v1.RemoveProxyResponse
+	14, // 29: starlight.v1.Starlight.Notify:output_type -> starlight.v1.NotifyResponse
+	16, // 30: starlight.v1.Starlight.Missing:output_type -> starlight.v1.MissingResponse
+	18, // 31: starlight.v1.Starlight.Fsck:output_type -> starlight.v1.FsckResponse
+	22, // 32: starlight.v1.Starlight.DiskUsage:output_type -> starlight.v1.DiskUsageResponse
+	25, // 33: starlight.v1.Starlight.Collect:output_type -> starlight.v1.CollectResponse
+	29, // 34: starlight.v1.Starlight.Version:output_type -> starlight.v1.VersionResponse
+	23, // [23:35] is the sub-list for method output_type
+	11, // [11:23] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_starlight_v1_starlight_proto_init() }
@@ -925,7 +2057,7 @@ func file_starlight_v1_starlight_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_starlight_v1_starlight_proto_rawDesc), len(file_starlight_v1_starlight_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   12,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

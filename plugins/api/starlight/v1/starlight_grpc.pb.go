@@ -21,11 +21,18 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Starlight_Status_FullMethodName  = "/starlight.v1.Starlight/Status"
-	Starlight_Wait_FullMethodName    = "/starlight.v1.Starlight/Wait"
-	Starlight_Proxies_FullMethodName = "/starlight.v1.Starlight/Proxies"
-	Starlight_Ping_FullMethodName    = "/starlight.v1.Starlight/Ping"
-	Starlight_Version_FullMethodName = "/starlight.v1.Starlight/Version"
+	Starlight_Status_FullMethodName      = "/starlight.v1.Starlight/Status"
+	Starlight_Wait_FullMethodName        = "/starlight.v1.Starlight/Wait"
+	Starlight_Proxies_FullMethodName     = "/starlight.v1.Starlight/Proxies"
+	Starlight_Ping_FullMethodName        = "/starlight.v1.Starlight/Ping"
+	Starlight_AddProxy_FullMethodName    = "/starlight.v1.Starlight/AddProxy"
+	Starlight_RemoveProxy_FullMethodName = "/starlight.v1.Starlight/RemoveProxy"
+	Starlight_Notify_FullMethodName      = "/starlight.v1.Starlight/Notify"
+	Starlight_Missing_FullMethodName     = "/starlight.v1.Starlight/Missing"
+	Starlight_Fsck_FullMethodName        = "/starlight.v1.Starlight/Fsck"
+	Starlight_DiskUsage_FullMethodName   = "/starlight.v1.Starlight/DiskUsage"
+	Starlight_Collect_FullMethodName     = "/starlight.v1.Starlight/Collect"
+	Starlight_Version_FullMethodName     = "/starlight.v1.Starlight/Version"
 )
 
 // StarlightClient is the client API for Starlight service.
@@ -44,6 +51,23 @@ type StarlightClient interface {
 	Proxies(ctx context.Context, in *ProxiesRequest, opts ...grpc.CallOption) (*ProxiesResponse, error)
 	// Ping measures one round trip from the node to a proxy on a warm connection.
 	Ping(ctx context.Context, in *PingRequest, opts ...grpc.CallOption) (*PingResponse, error)
+	// AddProxy adds a proxy after the others, until the daemon ends. ALREADY_EXISTS: there
+	// is one of this address.
+	AddProxy(ctx context.Context, in *AddProxyRequest, opts ...grpc.CallOption) (*AddProxyResponse, error)
+	// RemoveProxy makes the daemon ask a proxy no more. One of the configuration is back
+	// when the daemon starts again.
+	RemoveProxy(ctx context.Context, in *RemoveProxyRequest, opts ...grpc.CallOption) (*RemoveProxyResponse, error)
+	// Notify has the proxies of a registry index an image, and tells how far they are.
+	Notify(ctx context.Context, in *NotifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NotifyResponse], error)
+	// Missing names files of an image that have not arrived.
+	Missing(ctx context.Context, in *MissingRequest, opts ...grpc.CallOption) (*MissingResponse, error)
+	// Fsck checks all that Starlight has on the disk. It sends problems as they are found,
+	// and progress; the last message has the summary. Pulls and containers go on meanwhile.
+	Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckResponse], error)
+	// DiskUsage measures what Starlight has on the disk.
+	DiskUsage(ctx context.Context, in *DiskUsageRequest, opts ...grpc.CallOption) (*DiskUsageResponse, error)
+	// Collect removes at once what no image and no container needs, in all namespaces.
+	Collect(ctx context.Context, in *CollectRequest, opts ...grpc.CallOption) (*CollectResponse, error)
 	// Version tells the version of the daemon.
 	Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error)
 }
@@ -105,6 +129,94 @@ func (c *starlightClient) Ping(ctx context.Context, in *PingRequest, opts ...grp
 	return out, nil
 }
 
+func (c *starlightClient) AddProxy(ctx context.Context, in *AddProxyRequest, opts ...grpc.CallOption) (*AddProxyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddProxyResponse)
+	err := c.cc.Invoke(ctx, Starlight_AddProxy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *starlightClient) RemoveProxy(ctx context.Context, in *RemoveProxyRequest, opts ...grpc.CallOption) (*RemoveProxyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveProxyResponse)
+	err := c.cc.Invoke(ctx, Starlight_RemoveProxy_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *starlightClient) Notify(ctx context.Context, in *NotifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NotifyResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Starlight_ServiceDesc.Streams[1], Starlight_Notify_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[NotifyRequest, NotifyResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Starlight_NotifyClient = grpc.ServerStreamingClient[NotifyResponse]
+
+func (c *starlightClient) Missing(ctx context.Context, in *MissingRequest, opts ...grpc.CallOption) (*MissingResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(MissingResponse)
+	err := c.cc.Invoke(ctx, Starlight_Missing_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *starlightClient) Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Starlight_ServiceDesc.Streams[2], Starlight_Fsck_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[FsckRequest, FsckResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Starlight_FsckClient = grpc.ServerStreamingClient[FsckResponse]
+
+func (c *starlightClient) DiskUsage(ctx context.Context, in *DiskUsageRequest, opts ...grpc.CallOption) (*DiskUsageResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DiskUsageResponse)
+	err := c.cc.Invoke(ctx, Starlight_DiskUsage_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *starlightClient) Collect(ctx context.Context, in *CollectRequest, opts ...grpc.CallOption) (*CollectResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CollectResponse)
+	err := c.cc.Invoke(ctx, Starlight_Collect_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *starlightClient) Version(ctx context.Context, in *VersionRequest, opts ...grpc.CallOption) (*VersionResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(VersionResponse)
@@ -131,6 +243,23 @@ type StarlightServer interface {
 	Proxies(context.Context, *ProxiesRequest) (*ProxiesResponse, error)
 	// Ping measures one round trip from the node to a proxy on a warm connection.
 	Ping(context.Context, *PingRequest) (*PingResponse, error)
+	// AddProxy adds a proxy after the others, until the daemon ends. ALREADY_EXISTS: there
+	// is one of this address.
+	AddProxy(context.Context, *AddProxyRequest) (*AddProxyResponse, error)
+	// RemoveProxy makes the daemon ask a proxy no more. One of the configuration is back
+	// when the daemon starts again.
+	RemoveProxy(context.Context, *RemoveProxyRequest) (*RemoveProxyResponse, error)
+	// Notify has the proxies of a registry index an image, and tells how far they are.
+	Notify(*NotifyRequest, grpc.ServerStreamingServer[NotifyResponse]) error
+	// Missing names files of an image that have not arrived.
+	Missing(context.Context, *MissingRequest) (*MissingResponse, error)
+	// Fsck checks all that Starlight has on the disk. It sends problems as they are found,
+	// and progress; the last message has the summary. Pulls and containers go on meanwhile.
+	Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckResponse]) error
+	// DiskUsage measures what Starlight has on the disk.
+	DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error)
+	// Collect removes at once what no image and no container needs, in all namespaces.
+	Collect(context.Context, *CollectRequest) (*CollectResponse, error)
 	// Version tells the version of the daemon.
 	Version(context.Context, *VersionRequest) (*VersionResponse, error)
 	mustEmbedUnimplementedStarlightServer()
@@ -154,6 +283,27 @@ func (UnimplementedStarlightServer) Proxies(context.Context, *ProxiesRequest) (*
 }
 func (UnimplementedStarlightServer) Ping(context.Context, *PingRequest) (*PingResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Ping not implemented")
+}
+func (UnimplementedStarlightServer) AddProxy(context.Context, *AddProxyRequest) (*AddProxyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method AddProxy not implemented")
+}
+func (UnimplementedStarlightServer) RemoveProxy(context.Context, *RemoveProxyRequest) (*RemoveProxyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveProxy not implemented")
+}
+func (UnimplementedStarlightServer) Notify(*NotifyRequest, grpc.ServerStreamingServer[NotifyResponse]) error {
+	return status.Error(codes.Unimplemented, "method Notify not implemented")
+}
+func (UnimplementedStarlightServer) Missing(context.Context, *MissingRequest) (*MissingResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Missing not implemented")
+}
+func (UnimplementedStarlightServer) Fsck(*FsckRequest, grpc.ServerStreamingServer[FsckResponse]) error {
+	return status.Error(codes.Unimplemented, "method Fsck not implemented")
+}
+func (UnimplementedStarlightServer) DiskUsage(context.Context, *DiskUsageRequest) (*DiskUsageResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DiskUsage not implemented")
+}
+func (UnimplementedStarlightServer) Collect(context.Context, *CollectRequest) (*CollectResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Collect not implemented")
 }
 func (UnimplementedStarlightServer) Version(context.Context, *VersionRequest) (*VersionResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Version not implemented")
@@ -244,6 +394,118 @@ func _Starlight_Ping_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Starlight_AddProxy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddProxyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StarlightServer).AddProxy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Starlight_AddProxy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StarlightServer).AddProxy(ctx, req.(*AddProxyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Starlight_RemoveProxy_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveProxyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StarlightServer).RemoveProxy(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Starlight_RemoveProxy_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StarlightServer).RemoveProxy(ctx, req.(*RemoveProxyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Starlight_Notify_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(NotifyRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(StarlightServer).Notify(m, &grpc.GenericServerStream[NotifyRequest, NotifyResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Starlight_NotifyServer = grpc.ServerStreamingServer[NotifyResponse]
+
+func _Starlight_Missing_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(MissingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StarlightServer).Missing(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Starlight_Missing_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StarlightServer).Missing(ctx, req.(*MissingRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Starlight_Fsck_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(FsckRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(StarlightServer).Fsck(m, &grpc.GenericServerStream[FsckRequest, FsckResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Starlight_FsckServer = grpc.ServerStreamingServer[FsckResponse]
+
+func _Starlight_DiskUsage_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DiskUsageRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StarlightServer).DiskUsage(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Starlight_DiskUsage_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StarlightServer).DiskUsage(ctx, req.(*DiskUsageRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Starlight_Collect_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CollectRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(StarlightServer).Collect(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Starlight_Collect_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(StarlightServer).Collect(ctx, req.(*CollectRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Starlight_Version_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(VersionRequest)
 	if err := dec(in); err != nil {
@@ -282,6 +544,26 @@ var Starlight_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Starlight_Ping_Handler,
 		},
 		{
+			MethodName: "AddProxy",
+			Handler:    _Starlight_AddProxy_Handler,
+		},
+		{
+			MethodName: "RemoveProxy",
+			Handler:    _Starlight_RemoveProxy_Handler,
+		},
+		{
+			MethodName: "Missing",
+			Handler:    _Starlight_Missing_Handler,
+		},
+		{
+			MethodName: "DiskUsage",
+			Handler:    _Starlight_DiskUsage_Handler,
+		},
+		{
+			MethodName: "Collect",
+			Handler:    _Starlight_Collect_Handler,
+		},
+		{
 			MethodName: "Version",
 			Handler:    _Starlight_Version_Handler,
 		},
@@ -290,6 +572,16 @@ var Starlight_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Wait",
 			Handler:       _Starlight_Wait_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Notify",
+			Handler:       _Starlight_Notify_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Fsck",
+			Handler:       _Starlight_Fsck_Handler,
 			ServerStreams: true,
 		},
 	},

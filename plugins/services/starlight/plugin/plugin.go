@@ -14,6 +14,9 @@ import (
 	"github.com/containerd/plugin/registry"
 
 	starlight "github.com/starlight-delta/starlight/plugins"
+	api "github.com/starlight-delta/starlight/plugins/api/starlight/v1"
+	config "github.com/starlight-delta/starlight/plugins/engine/plugin"
+	"github.com/starlight-delta/starlight/plugins/internal/engine"
 	service "github.com/starlight-delta/starlight/plugins/services/starlight"
 )
 
@@ -43,11 +46,29 @@ func initService(ic *plugin.InitContext) (any, error) {
 	if !ok {
 		return nil, fmt.Errorf("metadata is a %T: %w", m, errdefs.ErrInternal)
 	}
-	return service.New(e, imageStore{metadata.NewImageStore(db)}), nil
+	return service.New(e, imageStore{metadata.NewImageStore(db), db}, validate), nil
+}
+
+// validate checks a proxy as if it were in the configuration.
+func validate(r *api.AddProxyRequest) (engine.Proxy, error) {
+	p := config.Proxy{
+		Address: r.GetAddress(), Registries: r.GetRegistries(),
+		CA: r.GetCa(), Cert: r.GetCert(), Key: r.GetKey(), TokenFile: r.GetTokenFile(),
+	}
+	return p.Engine()
 }
 
 // imageStore is containerd's, across namespaces.
-type imageStore struct{ images.Store }
+type imageStore struct {
+	images.Store
+	db *metadata.DB
+}
+
+// Collect implements service.Images.
+func (s imageStore) Collect(ctx context.Context) error {
+	_, err := s.db.GarbageCollect(ctx)
+	return err
+}
 
 // Has implements service.Images.
 func (s imageStore) Has(ctx context.Context, namespace, name string) (bool, error) {

@@ -1,0 +1,131 @@
+package integration
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+)
+
+// fromJSON is the output of a command of ctr-starlight with --json.
+func fromJSON[T any](n *node, args ...string) (v T) {
+	n.t.Helper()
+	out := n.ctr(append([]string{"starlight"}, append(args, "--json")...)...)
+	if err := json.Unmarshal([]byte(out), &v); err != nil {
+		n.t.Fatalf("%q: %v: %s", args, err, out)
+	}
+	return v
+}
+
+// A node that knows no proxy is given one at run time, which indexes an image
+// before its first pull; what the image leaves behind is counted, checked,
+// repaired, and removed.
+func TestNodeIsLookedAfter(t *testing.T) {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	n := w.node(sandbox.NodeConfig{})
+	ref := w.push("tinyhttp", "v1")
+
+	if out, err := n.Ctr(t.Context(), "starlight", "doctor", "--config", "/nonexistent"); err == nil || !strings.Contains(out, "no proxies are configured") {
+		t.Errorf("doctor without proxies: %v: %s", err, out)
+	}
+	if out := n.ctr("starlight", "proxy", "add", p.Address); !strings.Contains(out, "address = \""+p.Address+"\"") {
+		t.Errorf("proxy add: got %q, want the lines that keep it", out)
+	}
+	if out, err := n.Ctr(t.Context(), "starlight", "proxy", "add", "ftp://nowhere"); err == nil {
+		t.Errorf("proxy add takes any address: %s", out)
+	}
+	if got := fromJSON[[]string](n, "notify", ref); len(got) != 1 || got[0] != p.Address {
+		t.Errorf("notify: got %q, want %s", got, p.Address)
+	}
+	reads := func() (n int) {
+		for line := range strings.Lines(w.Registry.Log().String()) {
+			if strings.Contains(line, "method=GET") && strings.Contains(line, "/v2/tinyhttp/blobs/sha256") {
+				n++
+			}
+		}
+		return n
+	}
+	indexed := reads()
+	if indexed == 0 {
+		t.Error("notify made nobody read the image")
+	}
+	n.pull(ref)
+	n.wait(ref)
+	if r := reads(); r != indexed {
+		t.Errorf("got %d reads of blobs by the pull, want none after notify", r-indexed)
+	}
+	if s := n.status1(ref); s.Mode != "delta" {
+		t.Fatalf("got %+v, want a delta", s)
+	}
+	if out := n.ctr("starlight", "doctor", "--config", "/nonexistent"); !strings.Contains(out, p.Address) {
+		t.Errorf("doctor: got %s, want the proxy", out)
+	}
+
+	type usage struct {
+		Category string `json:"category"`
+		Path     string `json:"path"`
+		Files    int64  `json:"files"`
+		Bytes    int64  `json:"bytes"`
+	}
+	used := func() (objects usage) {
+		for _, u := range fromJSON[[]usage](n, "df") {
+			if u.Category == "objects" {
+				objects = u
+			}
+		}
+		return objects
+	}
+	objects := used()
+	if want := n.status1(ref).Objects; objects.Files != want || objects.Bytes == 0 {
+		t.Errorf("df: got %+v, want %d objects", objects, want)
+	}
+
+	type check struct {
+		Problems []struct {
+			Repaired bool `json:"repaired"`
+		} `json:"problems"`
+		Objects int64 `json:"objects"`
+	}
+	if c := fromJSON[check](n, "fsck"); len(c.Problems) != 0 || c.Objects != objects.Files {
+		t.Errorf("fsck: got %+v, want %d objects and no problem", c, objects.Files)
+	}
+	var victim string
+	if err := filepath.WalkDir(objects.Path, func(path string, d os.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() && victim == "" {
+			victim = path
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(victim, []byte("rot"), 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := n.Ctr(t.Context(), "starlight", "fsck"); err == nil || !strings.Contains(out, "1 problems, 0 repaired") {
+		t.Errorf("fsck with a rotten object: %v: %s", err, out)
+	}
+	if c := fromJSON[check](n, "fsck", "--repair"); len(c.Problems) != 1 || !c.Problems[0].Repaired {
+		t.Errorf("fsck --repair: got %+v", c)
+	}
+	n.wait(ref)
+	if c := fromJSON[check](n, "fsck"); len(c.Problems) != 0 || c.Objects != objects.Files {
+		t.Errorf("fsck after a repair: got %+v, want %d objects and no problem", c, objects.Files)
+	}
+	n.runReady(ref, "app", starlight, image(t, "tinyhttp", "v1").Ready)
+
+	n.ctr("image", "rm", ref)
+	n.ctr("starlight", "gc")
+	if left := used(); left.Files != 0 {
+		t.Errorf("df after gc: got %+v, want no objects", left)
+	}
+	if out := n.ctr("starlight", "proxy", "rm", p.Address); strings.Contains(out, "config") {
+		t.Errorf("proxy rm: got %q for a proxy that is in no configuration", out)
+	}
+	if out := n.ctr("starlight", "proxy", "ls", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("proxy ls: got %s", out)
+	}
+}
