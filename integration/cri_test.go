@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"os"
-	"path/filepath"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -17,31 +15,10 @@ import (
 // reach proxyd, and the image is a delta in CRI's namespace.
 func TestCRIPullsPrivateImages(t *testing.T) {
 	w := newWorld(t, lan)
-	r, err := registry.Start(t.Context(), w.Link.Cloud, registry.Config{
-		Dir: filepath.Join(w.Dir, "private"), Port: 5100, Auth: registry.Token,
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.Closing(r)
-	if _, err := r.Push(t.Context(), image(t, "tinyhttp", "v1").Layout, "secret/app", "v1"); err != nil {
-		t.Fatal(err)
-	}
-	ref := r.Ref("secret/app", "v1")
-	certs := filepath.Join(w.Dir, "certs.d")
-	if err := os.MkdirAll(filepath.Join(certs, r.Host), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(certs, r.Host, "hosts.toml"), []byte("server = \"http://"+r.Host+"\"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	r := w.private(registry.Token, 5100, "tinyhttp", "v1")
+	ref := r.Ref("secret/tinyhttp", "v1")
 	p := w.proxydWith(sandbox.ProxydConfig{Registries: []string{r.Host}})
-	n := w.node(sandbox.NodeConfig{CRI: true, Proxies: []string{p.Address}, Config: `
-[plugins.'io.containerd.cri.v1.images']
-  snapshotter = "starlight"
-  [plugins.'io.containerd.cri.v1.images'.registry]
-    config_path = "` + certs + `"
-`})
+	n := w.node(sandbox.NodeConfig{CRI: true, Proxies: []string{p.Address}, Config: w.criConfig(w.Registry.Ref("pause", "v1"))})
 	conn, err := grpc.NewClient("unix://"+n.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -73,4 +50,18 @@ func TestCRIPullsPrivateImages(t *testing.T) {
 	if err != nil || len(info.GetImageFilesystems()) == 0 {
 		t.Errorf("image file system: %v, %v", info, err)
 	}
+}
+
+// criConfig is the configuration of CRI on a node of the world.
+func (w *world) criConfig(pause string) string {
+	return `
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "starlight"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "` + pause + `"
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = "` + w.certs() + `"
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+`
 }

@@ -269,20 +269,6 @@ func (w *world) disk(name string, size int64) {
 	}
 }
 
-// criConfig is the configuration of CRI on a node of the world.
-func (w *world) criConfig(pause string) string {
-	return `
-[plugins.'io.containerd.cri.v1.images']
-  snapshotter = "starlight"
-  [plugins.'io.containerd.cri.v1.images'.pinned_images]
-    sandbox = "` + pause + `"
-  [plugins.'io.containerd.cri.v1.images'.registry]
-    config_path = "` + w.certs() + `"
-[plugins.'io.containerd.cri.v1.runtime']
-  restrict_oom_score_adj = true
-`
-}
-
 // dockerConfig writes the credentials of a registry as docker login does.
 func dockerConfig(t *testing.T, dir, host string) {
 	t.Helper()

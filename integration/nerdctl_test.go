@@ -57,41 +57,6 @@ func (c *nerdctl) run(args ...string) string {
 	return out
 }
 
-// certs is a directory with a hosts.toml for each registry of the world.
-func (w *world) certs() string { return filepath.Join(w.Dir, "certs.d") }
-
-func (w *world) plainHTTP(hosts ...string) {
-	w.t.Helper()
-	for _, h := range hosts {
-		dir := filepath.Join(w.certs(), h)
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			w.t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte("server = \"http://"+h+"\"\n"), 0o644); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-}
-
-// private starts a registry that wants credentials, and pushes versions of an image.
-func (w *world) private(auth registry.Auth, port int, name string, tags ...string) *registry.Registry {
-	w.t.Helper()
-	r, err := registry.Start(w.t.Context(), w.Link.Cloud, registry.Config{
-		Dir: filepath.Join(w.Dir, "private", auth.String()), Port: port, Auth: auth,
-	})
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.Closing(r)
-	w.plainHTTP(r.Host)
-	for _, tag := range tags {
-		if _, err := r.Push(w.t.Context(), image(w.t, name, tag).Layout, "secret/"+name, tag); err != nil {
-			w.t.Fatal(err)
-		}
-	}
-	return r
-}
-
 // What "nerdctl login" writes to the docker config of one user reaches proxyd and
 // the registry, and serves nobody else on the node.
 func TestNerdctlLogin(t *testing.T) {

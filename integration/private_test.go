@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,24 +14,11 @@ import (
 // Credentials reach proxyd and are tried upstream: the right ones give a delta,
 // wrong ones nothing, though proxyd has the image.
 func TestPrivateRegistries(t *testing.T) {
-	for _, c := range []struct {
-		name string
-		auth registry.Auth
-	}{{"basic", registry.Basic}, {"token", registry.Token}} {
-		t.Run(c.name, func(t *testing.T) {
+	for _, auth := range []registry.Auth{registry.Basic, registry.Token} {
+		t.Run(auth.String(), func(t *testing.T) {
 			w := newWorld(t, lan)
-			const port = 5100
-			r, err := registry.Start(t.Context(), w.Link.Cloud, registry.Config{
-				Dir: filepath.Join(w.Dir, "private"), Port: port, Auth: c.auth,
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			w.Closing(r)
-			if _, err := r.Push(t.Context(), image(t, "tinyhttp", "v1").Layout, "secret/app", "v1"); err != nil {
-				t.Fatal(err)
-			}
-			ref := r.Ref("secret/app", "v1")
+			r := w.private(auth, 5100, "tinyhttp", "v1")
+			ref := r.Ref("secret/tinyhttp", "v1")
 			p := w.proxydWith(sandbox.ProxydConfig{Registries: []string{r.Host}})
 			n := w.node(sandbox.NodeConfig{Proxies: []string{p.Address}})
 			good := registry.User + ":" + registry.Password
@@ -83,4 +71,39 @@ func askDirectly(t *testing.T, w *world, proxyd, ref string) {
 			t.Errorf("proxyd tells digests to credentials %+v: %q", creds, answer)
 		}
 	}
+}
+
+// certs is a directory with a hosts.toml for each registry of the world.
+func (w *world) certs() string { return filepath.Join(w.Dir, "certs.d") }
+
+func (w *world) plainHTTP(hosts ...string) {
+	w.t.Helper()
+	for _, h := range hosts {
+		dir := filepath.Join(w.certs(), h)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			w.t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte("server = \"http://"+h+"\"\n"), 0o644); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// private starts a registry that wants credentials, and pushes versions of an image.
+func (w *world) private(auth registry.Auth, port int, name string, tags ...string) *registry.Registry {
+	w.t.Helper()
+	r, err := registry.Start(w.t.Context(), w.Link.Cloud, registry.Config{
+		Dir: filepath.Join(w.Dir, "private", auth.String()), Port: port, Auth: auth,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.Closing(r)
+	w.plainHTTP(r.Host)
+	for _, tag := range tags {
+		if _, err := r.Push(w.t.Context(), image(w.t, name, tag).Layout, "secret/"+name, tag); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return r
 }

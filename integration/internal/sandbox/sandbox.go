@@ -66,6 +66,10 @@ func New(ctx context.Context, link wan.Config) (_ *World, err error) {
 			err = errors.Join(err, w.Close())
 		}
 	}()
+	// The root of a container's user namespace is somebody else here.
+	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, err
+	}
 	if w.Link, err = wan.New(link); err != nil {
 		return nil, err
 	}
