@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 )
@@ -34,6 +35,25 @@ func CPU(pid int) (time.Duration, error) {
 		sum += n
 	}
 	return time.Duration(sum) * tick, nil
+}
+
+// Runnable tells whether a thread of a process runs or waits for a processor, which
+// on a busy machine uses no time.
+func Runnable(pid int) (bool, error) {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil {
+		return false, err
+	}
+	for _, t := range threads {
+		b, err := os.ReadFile(t)
+		if err != nil {
+			continue // it has ended
+		}
+		if state := bytes.TrimSpace(b[bytes.LastIndexByte(b, ')')+1:]); len(state) > 0 && state[0] == 'R' {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // ResetPeak makes [PeakRSS] count from now on.

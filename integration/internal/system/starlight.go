@@ -160,7 +160,11 @@ func Idle(ctx context.Context, p *process.Process) error {
 		if err != nil {
 			return err
 		}
-		if still++; now-last > most {
+		waits, err := process.Runnable(p.PID())
+		if err != nil {
+			return err
+		}
+		if still++; waits || now-last > most {
 			still = 0
 		}
 		last = now
