@@ -40,7 +40,7 @@ type Start struct {
 }
 
 // Bytes are those of all pages that were touched.
-func (s *Start) Bytes() int64 {
+func (s Start) Bytes() int64 {
 	var sum int64
 	for _, f := range s.Files {
 		sum += f.Read
@@ -49,7 +49,7 @@ func (s *Start) Bytes() int64 {
 }
 
 // Paths in the order of opening, without the leading slash.
-func (s *Start) Paths() []string {
+func (s Start) Paths() []string {
 	var all []string
 	for _, f := range s.Files {
 		all = append(all, strings.TrimPrefix(f.Path, "/"))

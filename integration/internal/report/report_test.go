@@ -55,6 +55,8 @@ func TestMarkdown(t *testing.T) {
 		"| c, fresh | 100.00 | – |",
 		"| **geometric mean of 2, fresh** | **12.00** | **2.00 (6.0x)** |",
 		"## Time to ready, 1 Gbit/s, 500µs",
+		"| 10 Mbit/s, 60ms, fresh | 2.00 | 2.00 |",
+		"| a, fresh | 1 | 0.50 | 1.00 |",
 		"| a, update | 9 | 4 | 1 (4.00x) | 0 (8.00x) | 2.0 | 1.0 |",
 		"- starlight, c, fresh, 10 Mbit/s, 60ms: `it broke`",
 	} {

@@ -28,6 +28,7 @@ func Markdown(w io.Writer, records []Record) error {
 	for _, l := range s.links {
 		t.costs(s, l)
 	}
+	t.needs(s)
 	t.bytes(s)
 	t.disk(s)
 	t.failures(s)
@@ -154,6 +155,51 @@ func used(m measure.Start, far bool) (cpu, peak float64) {
 		}
 	}
 	return cpu, peak
+}
+
+// needs compares what had come when an application was ready with what it read.
+func (t *tables) needs(s *set) {
+	if len(s.needs) == 0 {
+		return
+	}
+	t.say("## Received until ready, against read\n")
+	t.say("Bytes over the link until ready, for each byte that the start reads if everything is local (whole pages, " +
+		"uncompressed); the median of the images.\n")
+	var rows [][]string
+	for _, l := range s.links {
+		for _, phase := range Phases {
+			row := []string{l.String() + ", " + phase}
+			for _, sys := range s.systems {
+				var all []float64
+				for _, im := range s.images {
+					n, known := s.needs[pair{im, phase}]
+					v, ok := s.get(cell{l, sys, im, phase}, func(m measure.Start) float64 { return float64(m.ReadyBytes) })
+					if read := n.Bytes(); known && ok && read > 0 {
+						all = append(all, v/float64(read))
+					}
+				}
+				c := none
+				if len(all) > 0 {
+					c = fmt.Sprintf("%.2f", median(all))
+				}
+				row = append(row, c)
+			}
+			rows = append(rows, row)
+		}
+	}
+	t.table(append([]string{""}, s.systems...), rows)
+	rows = nil
+	for _, im := range s.images {
+		for _, phase := range Phases {
+			if n, ok := s.needs[pair{im, phase}]; ok {
+				rows = append(rows, []string{
+					im + ", " + phase, fmt.Sprint(len(n.Files)), fmt.Sprintf("%.2f", float64(n.Bytes())/1e6), fmt.Sprintf("%.2f", n.Ready),
+				})
+			}
+		}
+	}
+	t.say("What the starts read:\n")
+	t.table([]string{"", "files", "MB", "ready when all is local, s"}, rows)
 }
 
 // bytes compares what is sent.
