@@ -146,7 +146,7 @@ func (b *bench) phases(ctx context.Context, w *sandbox.World, n *system.Node, r 
 	for i, v := range versions {
 		r.Phase = report.Phases[i]
 		m, err := measure.Once(ctx, w.Link, measure.Subject{
-			Node: n, Ref: refs[i], ID: fmt.Sprintf("%s-%d", v.Name, i), Ready: v.Ready, Hurry: b.hurry,
+			Node: n, Ref: refs[i], ID: containerID(v.Name, i), Ready: v.Ready, Hurry: b.hurry,
 		})
 		if err != nil {
 			return err
@@ -160,6 +160,10 @@ func (b *bench) phases(ctx context.Context, w *sandbox.World, n *system.Node, r 
 	}
 	return nil
 }
+
+// containerID is unique on the machine: runc's directory of containers is that of
+// all containerds.
+func containerID(name string, i int) string { return fmt.Sprintf("%s-%d-%d", name, i, os.Getpid()) }
 
 // keep writes the logs of a node on which something failed.
 func (b *bench) keep(name string, n *system.Node) error {

@@ -76,7 +76,7 @@ func watch(ctx context.Context, w *sandbox.World, bin tools.Binaries, im corpus.
 	}
 	start := time.Now()
 	c, err := n.Run(ctx, sandbox.Run{
-		Ref: rootfs, ID: diskName, Snapshotter: "overlayfs", Argv: argv, Flags: append(flags, "--rootfs"),
+		Ref: rootfs, ID: fmt.Sprintf("%s-%d", diskName, os.Getpid()), Snapshotter: "overlayfs", Argv: argv, Flags: append(flags, "--rootfs"),
 	})
 	if err != nil {
 		return nil, errors.Join(err, o.stop())
