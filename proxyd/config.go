@@ -26,6 +26,9 @@ type Config struct {
 	DB string `toml:"db"`
 	// DBFile names a file with the URL, to keep its password out of DB.
 	DBFile string `toml:"db_file"`
+	// Precompress makes images smaller for fresh pulls, in the background. It takes
+	// about as much space in DataDir as the images compressed.
+	Precompress bool `toml:"precompress"`
 	// Drain is how long requests may go on after SIGTERM.
 	Drain Duration `toml:"drain"`
 
@@ -102,14 +105,15 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d)
 func Default() *Config {
 	l := server.DefaultLimits()
 	return &Config{
-		Listen:     ":8090",
-		Drain:      Duration(30 * time.Second),
-		Registries: Registries{CacheTTL: Duration(30 * time.Second)},
+		Listen:      ":8090",
+		Precompress: true,
+		Drain:       Duration(30 * time.Second),
+		Registries:  Registries{CacheTTL: Duration(30 * time.Second)},
 		Limits: Limits{
 			Requests: l.Requests, Bundles: l.Bundles, Waiting: l.Waiting,
 			IngestWait: Duration(l.IngestWait), IngestParallel: 4,
 			Stall: Duration(l.Stall), Body: Duration(l.Body), Plan: Duration(l.Plan), CacheBytes: l.CacheBytes,
-			MemoryBytes: 160 << 20,
+			MemoryBytes: 256 << 20,
 		},
 		Log: Log{Level: "info", Format: "text"},
 	}

@@ -69,9 +69,9 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Source: metrics.Source(client), Meta: store, Blobs: blobs, Parallel: cfg.Limits.IngestParallel,
 	})
 	defer closing(&err, ingester.Close)
-	handler := server.New(server.Config{
+	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
 		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log,
-		Version: version, Tokens: tokens, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
+		Version: version, Tokens: tokens, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
 	listener, err := (&net.ListenConfig{Control: tune}).Listen(ctx, "tcp", cfg.Listen)

@@ -33,6 +33,11 @@ func (c *Claims) Claim(object uint32, piece int) bool {
 	return c.planned.has(object, piece) && c.claimed.set(object, piece)
 }
 
+// open tells whether a piece is of the plan and nobody has claimed it.
+func (c *Claims) open(object uint32, piece int) bool {
+	return c.planned.has(object, piece) && !c.claimed.has(object, piece)
+}
+
 // Skip is the function of [Steer].
 func (c *Claims) Skip(object uint32, piece int) bool { return !c.Claim(object, piece) }
 

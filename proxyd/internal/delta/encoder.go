@@ -57,6 +57,14 @@ func NewEncoder(procs int, memory int64, stored Patches) *Encoder {
 	return e
 }
 
+// Turn waits for a processor for other work of the process, which ends with done.
+func (e *Encoder) Turn(ctx context.Context) (done func(), err error) {
+	if err := e.cpu.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	return func() { e.cpu.Release(1) }, nil
+}
+
 const (
 	// worth is how many percent of the stored pieces a patch may have.
 	worth = 85

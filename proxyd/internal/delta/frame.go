@@ -54,7 +54,9 @@ type maker struct {
 	// been interrupted by others.
 	urgent  func(last bool) []Item
 	hurried int
-	patcher *Patcher // nil: all is sent plain
+	patcher *Patcher     // nil: all is sent plain
+	frames  *FrameSource // nil: all frames are made here
+	hot     bool         // what is being added is expected to be waited for
 
 	layer  int // of pack
 	pack   Pack
@@ -91,6 +93,11 @@ func (m *maker) add(ctx context.Context, id uint32, piece int) error {
 	if m.patcher != nil {
 		if sent, err := m.patched(ctx, id, piece); sent || err != nil {
 			return err
+		}
+	}
+	if m.frames != nil {
+		if n, ok := m.frames.frame(m.img, id, piece, m.hot || m.hurried > 0, m.patcher); ok {
+			return m.stored(ctx, n)
 		}
 	}
 	if o.Size >= SmallObject {
@@ -170,6 +177,21 @@ func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error)
 		return true, m.flush(ctx)
 	}
 	return true, nil
+}
+
+// stored emits a frame that was made before.
+func (m *maker) stored(ctx context.Context, n int32) error {
+	if err := m.flush(ctx); err != nil {
+		return err
+	}
+	f, err := m.free(ctx)
+	if err != nil {
+		return err
+	}
+	if err := m.frames.read(n, f); err != nil {
+		return err
+	}
+	return m.emit(ctx, f)
 }
 
 // asIs emits a frame of one entry that is compressed already.

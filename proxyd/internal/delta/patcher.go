@@ -33,10 +33,10 @@ type Patcher struct {
 	// Rate, if not 0, is what the link is expected to carry, in bytes a second.
 	Rate float64
 
-	img  *Image
-	plan Packs
-	g    *errgroup.Group
-	rate atomic.Uint64 // of the link, as measured
+	img   *Image
+	plan  Packs
+	spawn func(j *job, object uint32) // makes a patch in the background
+	rate  atomic.Uint64               // of the link, as measured
 
 	mu   sync.Mutex
 	jobs map[uint32]*job // guarded by mu
@@ -75,7 +75,16 @@ type segment struct {
 
 // start begins to patch in g what the plan will need.
 func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan *Plan, packs Packs) {
-	p.img, p.plan, p.g = img, packs, g
+	p.img, p.plan = img, packs
+	p.spawn = func(j *job, object uint32) {
+		g.Go(func() error {
+			defer j.finish()
+			// A patch that fails does not matter: the object is sent plain, which
+			// fails for the same reason, or does not.
+			_ = p.encode(ctx, j, object)
+			return nil
+		})
+	}
 	p.jobs, p.move = map[uint32]*job{}, make(chan struct{})
 	if p.Rate == 0 {
 		p.Rate = usualRate
@@ -87,7 +96,7 @@ func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan
 				if err := p.wait(ctx, at); err != nil {
 					return nil //nolint:nilerr // the stream has ended
 				}
-				p.job(ctx, it.Object)
+				p.job(it.Object)
 			}
 			at += img.bytesOf(it)
 		}
@@ -129,7 +138,7 @@ func (p *Patcher) advance(n int) {
 }
 
 // job returns the job of an object, which it starts if need be; nil: has no base.
-func (p *Patcher) job(ctx context.Context, object uint32) *job {
+func (p *Patcher) job(object uint32) *job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if j := p.jobs[object]; j != nil {
@@ -148,13 +157,7 @@ func (p *Patcher) job(ctx context.Context, object uint32) *job {
 		j.method = patch.HD
 	}
 	p.jobs[object] = j
-	p.g.Go(func() error {
-		defer j.finish()
-		// A patch that fails does not matter: the object is sent plain, which fails
-		// for the same reason, or does not.
-		_ = p.encode(ctx, j, object)
-		return nil
-	})
+	p.spawn(j, object)
 	return j
 }
 
@@ -185,7 +188,7 @@ func (p *Patcher) fast() bool { return p.linkRate() >= fastRate }
 // stored is the size of the pieces of the object that are not sent yet, as they
 // would be sent plain; with hurry it does not wait.
 func (p *Patcher) take(ctx context.Context, object uint32, piece int, stored int64, hurry bool) (*job, segment, bool, error) {
-	j := p.job(ctx, object)
+	j := p.job(object)
 	if j == nil {
 		return nil, segment{}, false, nil
 	}

@@ -2,7 +2,6 @@ package delta
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -26,6 +25,9 @@ type Steer struct {
 	Urgent func(last bool) []Item
 	// Patcher, if not nil, makes patches for this stream.
 	Patcher *Patcher
+	// Frames, if not nil, are frames that were made before, of a worker that takes
+	// filtered pieces. They may bring some pieces that are not in the plan.
+	Frames *FrameSource
 }
 
 // Stream writes the data frames of a plan to w, and no end frame. If it is not
@@ -54,34 +56,16 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 			return context.Cause(ctx)
 		}
 	}
-	if steer.Patcher != nil {
-		m.patcher = steer.Patcher
-		m.patcher.start(ctx, g, img, p, packs)
+	m.patcher, m.frames = steer.Patcher, steer.Frames
+	patching, stop := context.WithCancel(ctx)
+	defer stop()
+	if m.patcher != nil {
+		m.patcher.start(patching, g, img, p, packs)
 	}
-	done := errors.New("the stream is written")
 	g.Go(func() error {
 		defer close(ready)
-		for _, it := range p.Items {
-			for i := range it.Pieces {
-				if err := m.hurry(ctx, false); err != nil {
-					return err
-				}
-				piece := int(it.First + i)
-				if steer.Patcher != nil {
-					steer.Patcher.advance(img.Objects[it.Object].PieceLen(piece))
-				}
-				if steer.Skip != nil && steer.Skip(it.Object, piece) {
-					continue
-				}
-				if err := m.add(ctx, it.Object, piece); err != nil {
-					return err
-				}
-			}
-		}
-		if err := m.flush(ctx); err != nil {
-			return err
-		}
-		return m.hurry(ctx, true)
+		defer stop() // patches that nobody waits for any more
+		return m.all(ctx, p, steer)
 	})
 	g.Go(func() error {
 		var link meter
@@ -90,20 +74,40 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 			if err := w.Data(f.index, f.contents, f.compressed); err != nil {
 				return err
 			}
-			if rate := link.add(len(f.contents), time.Since(before)); rate > 0 && steer.Patcher != nil {
-				steer.Patcher.rate.Store(uint64(rate))
+			if rate := link.add(len(f.contents), time.Since(before)); rate > 0 && m.patcher != nil {
+				m.patcher.rate.Store(uint64(rate))
 			}
 			spare <- f // has room for all frames
 		}
-		if ctx.Err() == nil {
-			return done // ends the patches that nobody waits for
-		}
 		return nil
 	})
-	if err := g.Wait(); !errors.Is(err, done) {
+	return g.Wait()
+}
+
+// all emits a plan.
+func (m *maker) all(ctx context.Context, p *Plan, steer Steer) error {
+	for n, it := range p.Items {
+		m.hot = n < p.Hot
+		for i := range it.Pieces {
+			if err := m.hurry(ctx, false); err != nil {
+				return err
+			}
+			piece := int(it.First + i)
+			if m.patcher != nil {
+				m.patcher.advance(m.img.Objects[it.Object].PieceLen(piece))
+			}
+			if steer.Skip != nil && steer.Skip(it.Object, piece) {
+				continue
+			}
+			if err := m.add(ctx, it.Object, piece); err != nil {
+				return err
+			}
+		}
+	}
+	if err := m.flush(ctx); err != nil {
 		return err
 	}
-	return nil
+	return m.hurry(ctx, true)
 }
 
 // meter measures what a link carries.

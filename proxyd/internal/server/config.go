@@ -49,8 +49,11 @@ type Config struct {
 	Meta     Meta
 	Blobs    blob.Store
 	Patches  delta.Patches // may be nil
-	Metrics  *Metrics
-	Log      *slog.Logger
+	// Fresh compresses images well in the background, for pulls by workers that
+	// have nothing alike. It takes about as much space as the packs.
+	Fresh   bool
+	Metrics *Metrics
+	Log     *slog.Logger
 	// Version of the binary, for ping.
 	Version string
 	// Tokens, if there are any, are what workers must show as bearer token.

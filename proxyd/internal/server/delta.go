@@ -264,9 +264,19 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 		skipped = append(skipped, delta.Item{Object: object, First: uint32(piece), Pieces: 1})
 		return true
 	}
-	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, delta.Steer{
-		Skip: skip, Urgent: st.claims.Urgent, Patcher: patches.patcher(),
-	}); err != nil {
+	steer := delta.Steer{Skip: skip, Urgent: st.claims.Urgent, Patcher: patches.patcher()}
+	if b.s.fresh != nil && b.req.Kinds.Has(wire.FilterKinds) {
+		file, err := b.s.fresh.open(ctx, im)
+		if err != nil {
+			return err
+		}
+		if file != nil {
+			defer file.release()
+			steer.Frames = &delta.FrameSource{Frames: file.Frames, Claims: st.claims}
+			defer func() { b.s.cfg.Metrics.bundleObjects.Add(float64(steer.Frames.Objects)) }()
+		}
+	}
+	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, steer); err != nil {
 		return err
 	}
 	if !st.failed.Load() {

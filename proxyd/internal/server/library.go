@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
@@ -50,7 +49,7 @@ func newLibrary(cfg Config) *library {
 		cfg:      cfg,
 		layers:   newCache[toc.Digest, *layer](2*share, nil),
 		images:   newCache[toc.Digest, *image](2*share, nil),
-		packs:    newCache[string](share, (*packFile).release),
+		packs:    newCache[string](share, func(p *packFile) { p.release() }),
 		tocs:     newCache[tocPair, *tocFrame](share, nil),
 		building: make(slots, 2),
 	}
@@ -173,26 +172,7 @@ func (l *library) build(ctx context.Context, img *registry.Image, layers []*meta
 // have released it.
 type packFile struct {
 	*pack.Reader
-	refs atomic.Int64
-}
-
-func (p *packFile) acquire() bool {
-	for {
-		n := p.refs.Load()
-		if n == 0 {
-			return false
-		}
-		if p.refs.CompareAndSwap(n, n+1) {
-			return true
-		}
-	}
-}
-
-func (p *packFile) release() {
-	if p.refs.Add(-1) == 0 {
-		// It was only read from.
-		_ = p.Close()
-	}
+	refs
 }
 
 // pack opens the pack of a layer; it must be released.
@@ -207,8 +187,7 @@ func (l *library) pack(ctx context.Context, key string) (*packFile, error) {
 			if err != nil {
 				return nil, 0, errors.Join(fmt.Errorf("open pack %q: %w", key, err), b.Close())
 			}
-			p := &packFile{Reader: r}
-			p.refs.Store(1)
+			p := &packFile{r, newRefs(r)}
 			const perObject = 48 // bytes of the index in memory
 			return p, perObject*int64(r.Objects()) + 4<<10, nil
 		})

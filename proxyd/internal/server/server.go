@@ -26,13 +26,14 @@ type Server struct {
 	mux     *http.ServeMux
 	library *library
 	encoder *delta.Encoder
+	fresh   *fresh // nil: nothing is compressed ahead
 	streams streams
 
 	requests, bundles, waiting, reports slots
 }
 
 // patchMemory bounds what making patches takes, but for what waits to be sent.
-const patchMemory = 128 << 20
+const patchMemory = 96 << 20
 
 // New returns a Server. It must be closed when no request is left.
 func New(cfg Config) *Server {
@@ -45,6 +46,9 @@ func New(cfg Config) *Server {
 		bundles:  make(slots, cfg.Limits.Bundles),
 		waiting:  make(slots, cfg.Limits.Waiting),
 		reports:  make(slots, maxReports),
+	}
+	if cfg.Fresh {
+		s.fresh = newFresh(s.library, s.encoder)
 	}
 	for _, t := range cfg.Tokens {
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(t)))
@@ -66,7 +70,12 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // Close waits for work that outlives requests and gives back what is cached.
-func (s *Server) Close() error { return s.library.close() }
+func (s *Server) Close() error {
+	if s.fresh != nil {
+		s.fresh.close()
+	}
+	return s.library.close()
+}
 
 // record is what is told about one request, in the log and in metrics.
 type record struct {
