@@ -110,9 +110,6 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if b.stock, err = tools.Stock(ctx); err != nil {
 		return err
 	}
-	if err := corpus.Build(ctx, os.Stderr, b.images...); err != nil {
-		return err
-	}
 	if b.resume {
 		if b.had, err = report.Load(b.dir); err != nil {
 			return err
@@ -124,6 +121,12 @@ func (b *bench) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, b.log.Close()) }()
 	if err := b.log.Add(report.Record{Environment: environment(ctx)}); err != nil {
 		return err
+	}
+	if err := corpus.Build(ctx, os.Stderr, b.images...); err != nil {
+		// Those that are there are measured.
+		if err := b.fail(report.Record{}, err); err != nil {
+			return err
+		}
 	}
 	for _, p := range []struct {
 		name string
