@@ -122,10 +122,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := b.log.Add(report.Record{Environment: environment(ctx)}); err != nil {
 		return err
 	}
-	if err := corpus.Build(ctx, os.Stderr, b.images...); err != nil {
-		// Those that are there are measured.
-		if err := b.fail(report.Record{}, err); err != nil {
-			return err
+	for _, name := range b.images {
+		if err := corpus.Build(ctx, os.Stderr, name); err != nil {
+			if err := b.fail(report.Record{Image: name}, err); err != nil {
+				return err
+			}
 		}
 	}
 	for _, p := range []struct {
