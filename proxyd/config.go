@@ -7,10 +7,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/server"
@@ -35,6 +38,8 @@ type Config struct {
 	Registries Registries `toml:"registries"`
 	TLS        TLS        `toml:"tls"`
 	Auth       Auth       `toml:"auth"`
+	Hooks      Hooks      `toml:"hooks"`
+	Index      Index      `toml:"index"`
 	Limits     Limits     `toml:"limits"`
 	Log        Log        `toml:"log"`
 }
@@ -62,6 +67,33 @@ type TLS struct {
 type Auth struct {
 	// TokenFile holds bearer tokens, one per line.
 	TokenFile string `toml:"token_file"`
+}
+
+// Hooks are what registries call when something was pushed.
+type Hooks struct {
+	// TokenFile holds bearer tokens, one per line, of which a caller must show one.
+	// Without it there are no hooks.
+	TokenFile string `toml:"token_file"`
+}
+
+// Index says what is indexed before anybody pulls it.
+type Index struct {
+	// Platforms that are indexed.
+	Platforms []string `toml:"platforms"`
+	// AuthFile holds credentials of registries, as docker login writes them. They
+	// are used for indexing only.
+	AuthFile string `toml:"auth_file"`
+	// Repositories are looked at every Interval.
+	Repositories []Repository `toml:"repositories"`
+	Interval     Duration     `toml:"interval"`
+}
+
+// Repository is one to look at.
+type Repository struct {
+	// Name is host/repo.
+	Name string `toml:"name"`
+	// Tags are patterns, as of path.Match; none means all.
+	Tags []string `toml:"tags"`
 }
 
 // Limits are those of package server, and of ingest.
@@ -109,6 +141,7 @@ func Default() *Config {
 		Precompress: true,
 		Drain:       Duration(30 * time.Second),
 		Registries:  Registries{CacheTTL: Duration(30 * time.Second)},
+		Index:       Index{Platforms: []string{"linux/amd64"}, Interval: Duration(5 * time.Minute)},
 		Limits: Limits{
 			Requests: l.Requests, Bundles: l.Bundles, Waiting: l.Waiting,
 			IngestWait: Duration(l.IngestWait), IngestParallel: 4,
@@ -163,6 +196,22 @@ func (c *Config) Validate() error {
 			bad("registries: %q is not host[:port]", h)
 		}
 	}
+	if _, err := c.Index.platforms(); err != nil {
+		bad("index: %w", err)
+	}
+	if c.Index.Interval < Duration(time.Second) {
+		bad("index: interval must be at least 1s")
+	}
+	for _, r := range c.Index.Repositories {
+		if host, repo, ok := strings.Cut(r.Name, "/"); !ok || host == "" || repo == "" {
+			bad("index: repository %q is not host/name", r.Name)
+		}
+		for _, t := range r.Tags {
+			if _, err := path.Match(t, ""); err != nil {
+				bad("index: tags: %q: %w", t, err)
+			}
+		}
+	}
 	l := c.Limits
 	for name, v := range map[string]int64{
 		"requests": int64(l.Requests), "bundles": int64(l.Bundles), "ingest_waiting": int64(l.Waiting),
@@ -185,6 +234,13 @@ func (c *Config) Validate() error {
 		bad("log: format %q is neither text nor json", c.Log.Format)
 	}
 	return errors.Join(errs...)
+}
+
+func (x Index) platforms() ([]ocispec.Platform, error) {
+	if len(x.Platforms) == 0 {
+		return nil, errors.New("platforms must not be empty")
+	}
+	return platforms.ParseAll(x.Platforms)
 }
 
 func isPostgres(url string) bool {

@@ -243,7 +243,7 @@ func TestPrivateRegistry(t *testing.T) {
 	reg := startRegistry(t, true)
 	p := startProxyd(t, "[registries]\ncache_ttl = \"0s\"\n")
 	img := reg.push(t, "secret/app", "1", someFiles(3, 20))
-	right := &wire.Credentials{Username: "user", Secret: "correct horse"}
+	right := &wire.Credentials{Username: "user", Secret: password}
 	wrong := &wire.Credentials{Username: "user", Secret: "hunter2"}
 	for range 2 { // the second time proxyd knows the image
 		for _, c := range []*wire.Credentials{nil, wrong} {

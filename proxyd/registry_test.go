@@ -30,7 +30,9 @@ import (
 
 const registryModule = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
 
-// password of the user "user" is "correct horse".
+// password of the one account, "user".
+const password = "correct horse"
+
 const htpasswd = "user:$2a$04$krI8bi0Y1F.LMT3x0az09emK9FENvMQ53Yhhleqpe42P830fX4Mju\n"
 
 // registryBinary finds a real registry, or builds one once per machine.
@@ -66,6 +68,12 @@ type testRegistry struct {
 
 func startRegistry(tb testing.TB, private bool) *testRegistry {
 	tb.Helper()
+	return startRegistryWith(tb, private, "")
+}
+
+// startRegistryWith starts a registry with further sections of its configuration.
+func startRegistryWith(tb testing.TB, private bool, more string) *testRegistry {
+	tb.Helper()
 	bin, err := registryBinary()
 	if err != nil {
 		tb.Fatal(err)
@@ -82,7 +90,7 @@ func startRegistry(tb testing.TB, private bool) *testRegistry {
 		auth = "auth:\n  htpasswd:\n    realm: test\n    path: " + name + "\n"
 	}
 	config := filepath.Join(dir, "config.yml")
-	text := "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: " + dir + "/data\nhttp:\n  addr: " + r.host + "\n" + auth
+	text := "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: " + dir + "/data\nhttp:\n  addr: " + r.host + "\n" + auth + more
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		tb.Fatal(err)
 	}
@@ -155,7 +163,7 @@ func (r *testRegistry) do(tb testing.TB, method, url, contentType string, body [
 		req.Header.Set("Content-Type", contentType)
 	}
 	if r.user != "" {
-		req.SetBasicAuth(r.user, "correct horse")
+		req.SetBasicAuth(r.user, password)
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {

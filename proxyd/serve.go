@@ -19,7 +19,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob/fsblob"
+	"github.com/starlight-delta/starlight/proxyd/internal/index"
 	"github.com/starlight-delta/starlight/proxyd/internal/ingest"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta/sqlstore"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/internal/server"
@@ -35,7 +37,11 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
-	tokens, err := cfg.Auth.tokens()
+	tokens, err := readTokens("auth", cfg.Auth.TokenFile)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	hookTokens, err := readTokens("hooks", cfg.Hooks.TokenFile)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUsage, err)
 	}
@@ -69,8 +75,17 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Source: metrics.Source(client), Meta: store, Blobs: blobs, Parallel: cfg.Limits.IngestParallel,
 	})
 	defer closing(&err, ingester.Close)
+	indexer, err := newIndexer(ctx, cfg, client, ingester, store, log)
+	if err != nil {
+		return err
+	}
+	defer closing(&err, indexer.Close)
+	var hooks http.Handler
+	if len(hookTokens) > 0 {
+		hooks = indexer.Hooks(hookTokens)
+	}
 	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
-		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log,
+		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log, Hooks: hooks,
 		Version: version, Tokens: tokens, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
@@ -80,6 +95,25 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 	}
 	log.Info("listening", "address", listener.Addr().String(), "tls", tlsConfig != nil, "version", version)
 	return serveHTTP(ctx, listener, tlsConfig, handler, time.Duration(cfg.Drain), log)
+}
+
+// newIndexer starts what indexes images that nobody has pulled yet.
+func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, ingester *ingest.Ingester, store meta.Store, log *slog.Logger) (*index.Indexer, error) {
+	platforms, err := cfg.Index.platforms()
+	if err != nil {
+		return nil, err
+	}
+	c := index.Config{
+		Registry: client, Ingester: ingester, Tags: store, Log: log,
+		Platforms: platforms, Interval: time.Duration(cfg.Index.Interval),
+	}
+	if cfg.Index.AuthFile != "" {
+		c.Credentials = index.FromFile(cfg.Index.AuthFile)
+	}
+	for _, r := range cfg.Index.Repositories {
+		c.Poll = append(c.Poll, index.Repository{Name: r.Name, Tags: r.Tags})
+	}
+	return index.New(ctx, c), nil
 }
 
 // unsent is how many bytes of a stream may wait in its socket beyond what the
@@ -202,18 +236,18 @@ func (t TLS) config() (*tls.Config, error) {
 	return c, nil
 }
 
-// tokens reads the token file.
-func (a Auth) tokens() ([]string, error) {
-	if a.TokenFile == "" {
+// readTokens reads the token file of a section.
+func readTokens(section, name string) ([]string, error) {
+	if name == "" {
 		return nil, nil
 	}
-	b, err := os.ReadFile(a.TokenFile)
+	b, err := os.ReadFile(name)
 	if err != nil {
-		return nil, fmt.Errorf("auth: %w", err)
+		return nil, fmt.Errorf("%s: %w", section, err)
 	}
 	tokens := strings.Fields(string(b))
 	if len(tokens) == 0 {
-		return nil, fmt.Errorf("auth: %s holds no token", a.TokenFile)
+		return nil, fmt.Errorf("%s: %s holds no token", section, name)
 	}
 	return tokens, nil
 }

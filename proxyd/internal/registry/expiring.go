@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"maps"
 	"sync"
 	"time"
 )
@@ -46,4 +47,11 @@ func (e *expiring[K, V]) put(key K, v V) {
 			delete(e.m, key)
 		}
 	})
+}
+
+// forget removes what matches.
+func (e *expiring[K, V]) forget(match func(K) bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	maps.DeleteFunc(e.m, func(k K, _ *expiringEntry[V]) bool { return match(k) })
 }

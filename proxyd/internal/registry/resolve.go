@@ -24,6 +24,7 @@ import (
 const (
 	maxNesting   = 4  // indexes in indexes
 	maxDocuments = 32 // that are looked at for one image
+	maxTags      = 100_000
 )
 
 // Image resolves ref ("host/repo:tag", "host/repo@sha256:…") for a platform; the
@@ -54,6 +55,29 @@ func (c *Client) Image(ctx context.Context, ref string, platform ocispec.Platfor
 		c.images.put(key, img)
 	}
 	return img, nil
+}
+
+// Tags lists the tags of "host/repo".
+func (c *Client) Tags(ctx context.Context, repo string, creds *wire.Credentials) (tags []string, err error) {
+	s, err := c.session(repo, creds)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.repo.Tags(ctx, "", func(page []string) error {
+		if tags = append(tags, page...); len(tags) > maxTags {
+			return &wire.Error{Code: wire.CodeUnsupported, Message: "the repository has too many tags"}
+		}
+		return nil
+	}); err != nil {
+		return nil, s.wireError(ctx, err)
+	}
+	return tags, nil
+}
+
+// Forget makes Image ask the registry anew for what a tag points to.
+func (c *Client) Forget(repo, tag string) {
+	ref := repo + "@" + tag
+	c.images.forget(func(k imageKey) bool { return k.ref == ref })
 }
 
 // cacheable tells whether an image is of a usual size.

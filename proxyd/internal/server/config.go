@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/http"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -56,6 +57,8 @@ type Config struct {
 	Log     *slog.Logger
 	// Version of the binary, for ping.
 	Version string
+	// Hooks, if not nil, serves what is below /hooks/.
+	Hooks http.Handler
 	// Tokens, if there are any, are what workers must show as bearer token.
 	Tokens []string
 	// ClientCert demands a verified client certificate of workers.

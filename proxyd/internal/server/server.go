@@ -60,6 +60,9 @@ func New(cfg Config) *Server {
 	s.mux.Handle("GET "+wire.RoutePing, s.worker("ping", s.ping))
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	s.mux.HandleFunc("GET /readyz", s.ready)
+	if cfg.Hooks != nil {
+		s.mux.Handle("POST /hooks/", cfg.Hooks)
+	}
 	s.mux.Handle("GET /metrics", cfg.Metrics.handler())
 	return s
 }
