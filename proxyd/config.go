@@ -67,6 +67,12 @@ type TLS struct {
 type Auth struct {
 	// TokenFile holds bearer tokens, one per line.
 	TokenFile string `toml:"token_file"`
+	// TicketTTL is how long a worker that was given an image may get the rest of it
+	// without credentials, as after a restart. "0s": never.
+	TicketTTL Duration `toml:"ticket_ttl"`
+	// TicketKeyFile holds the key of these tickets, 32 random bytes. Replicas need the
+	// same one. Default: ticket.key in DataDir, made if it is not there.
+	TicketKeyFile string `toml:"ticket_key_file"`
 }
 
 // Hooks are what registries call when something was pushed.
@@ -142,6 +148,7 @@ func Default() *Config {
 		Drain:       Duration(30 * time.Second),
 		Registries:  Registries{CacheTTL: Duration(30 * time.Second)},
 		Index:       Index{Platforms: []string{"linux/amd64"}, Interval: Duration(5 * time.Minute)},
+		Auth:        Auth{TicketTTL: Duration(24 * time.Hour)},
 		Limits: Limits{
 			Requests: l.Requests, Bundles: l.Bundles, Waiting: l.Waiting,
 			IngestWait: Duration(l.IngestWait), IngestParallel: 4,
@@ -223,8 +230,8 @@ func (c *Config) Validate() error {
 			bad("limits: %s must be positive", name)
 		}
 	}
-	if c.Drain < 0 || c.Registries.CacheTTL < 0 {
-		bad("drain and cache_ttl must not be negative")
+	if c.Drain < 0 || c.Registries.CacheTTL < 0 || c.Auth.TicketTTL < 0 {
+		bad("drain, cache_ttl and ticket_ttl must not be negative")
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.Log.Level)); err != nil {

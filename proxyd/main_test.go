@@ -264,6 +264,41 @@ func TestPrivateRegistry(t *testing.T) {
 	}
 }
 
+// A worker that was given a private image gets the rest of it by its ticket: that image,
+// at this proxyd, and nothing else.
+func TestTicket(t *testing.T) {
+	reg := startRegistry(t, true)
+	p := startProxyd(t, "[registries]\ncache_ttl = \"0s\"\n")
+	img, other := reg.push(t, "secret/app", "1", someFiles(3, 20)), reg.push(t, "secret/other", "1", someFiles(4, 20))
+	right := &wire.Credentials{Username: "user", Secret: "correct horse"}
+	wrong := &wire.Credentials{Username: "user", Secret: "hunter2"}
+	ticket := p.pull(t, wire.DeltaRequest{Ref: img.ref, Platform: platform, Credentials: right}).header.Ticket
+	p.pull(t, wire.DeltaRequest{Ref: other.ref, Platform: platform, Credentials: right})
+	again := p.pull(t, wire.DeltaRequest{Ref: img.byDigest, Platform: platform, Ticket: ticket})
+	again.check(t, img.files)
+	if again.header.Ticket != ticket {
+		t.Error("a ticket alone got another one: it would live for ever")
+	}
+	if got := p.code(t, wire.RouteObjects, wire.ObjectsRequest{Ref: img.byDigest, Platform: platform, Ticket: ticket, Objects: []wire.Range{{Object: 0}}}); got != "" {
+		t.Errorf("objects: %q", got)
+	}
+	for name, req := range map[string]wire.DeltaRequest{
+		"another image":       {Ref: other.byDigest, Ticket: ticket},
+		"by tag":              {Ref: img.ref, Ticket: ticket},
+		"forged":              {Ref: img.byDigest, Ticket: ticket[:20] + strings.Repeat("A", len(ticket)-20)},
+		"none":                {Ref: img.byDigest},
+		"refused credentials": {Ref: img.byDigest, Ticket: ticket, Credentials: wrong},
+	} {
+		req.Platform = platform
+		if got := p.code(t, wire.RouteDelta, req); got != wire.CodeUnauthorized {
+			t.Errorf("%s: got %q, want %q", name, got, wire.CodeUnauthorized)
+		}
+	}
+	if b, _ := os.ReadFile(p.log); bytes.Contains(b, []byte(ticket)) {
+		t.Error("the log holds a ticket")
+	}
+}
+
 func TestDeniedRegistryIsNotContacted(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

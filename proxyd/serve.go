@@ -25,6 +25,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/meta/sqlstore"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/internal/server"
+	"github.com/starlight-delta/starlight/proxyd/internal/ticket"
 )
 
 // serve puts the parts together and serves until ctx ends and the requests
@@ -61,6 +62,10 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	tickets, err := cfg.tickets()
+	if err != nil {
+		return err
+	}
 	metrics := server.NewMetrics()
 	metrics.Build(version, commit)
 	client := registry.New(registry.Config{
@@ -86,7 +91,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 	}
 	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
 		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log, Hooks: hooks,
-		Version: version, Tokens: tokens, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
+		Version: version, Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
 	listener, err := (&net.ListenConfig{Control: tune}).Listen(ctx, "tcp", cfg.Listen)
@@ -209,6 +214,18 @@ func (c *Config) dsn() (string, error) {
 	default:
 		return filepath.Join(c.DataDir, "proxyd.db"), nil
 	}
+}
+
+// tickets returns nil if there are to be none.
+func (c *Config) tickets() (*ticket.Issuer, error) {
+	if c.Auth.TicketTTL == 0 {
+		return nil, nil
+	}
+	file := c.Auth.TicketKeyFile
+	if file == "" {
+		file = filepath.Join(c.DataDir, "ticket.key")
+	}
+	return ticket.New(file, time.Duration(c.Auth.TicketTTL))
 }
 
 // config reads certificates; nil means plain HTTP.

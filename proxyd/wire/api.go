@@ -42,6 +42,14 @@ type Have struct {
 	Coming []byte `json:"coming,omitempty"`
 }
 
+// Partial is an object of more than one piece that the worker has in part.
+type Partial struct {
+	Object toc.Digest `json:"object"`
+	// Pieces has bit i (LSB first) set if the worker has piece i. proxyd leaves
+	// those out, if it sends the object as pieces.
+	Pieces []byte `json:"pieces"`
+}
+
 // DeltaRequest asks for an image.
 type DeltaRequest struct {
 	// Ref is the fully qualified reference, "host/repo:tag" or "host/repo@sha256:…".
@@ -49,7 +57,11 @@ type DeltaRequest struct {
 	// Platform in the form os/arch[/variant] picks a manifest of an index.
 	Platform    string       `json:"platform"`
 	Credentials *Credentials `json:"credentials,omitempty"`
-	Have        []Have       `json:"have,omitempty"`
+	// Ticket, if there are no Credentials, is Header.Ticket of an earlier answer with
+	// this image; Ref has its digest.
+	Ticket  string    `json:"ticket,omitempty"`
+	Have    []Have    `json:"have,omitempty"`
+	Partial []Partial `json:"partial,omitempty"`
 	// HaveManifest: the worker holds index, manifest and config of this
 	// manifest digest; blob frames are left out. Set when a pull resumes.
 	HaveManifest toc.Digest `json:"haveManifest,omitzero"`
@@ -65,6 +77,9 @@ type ObjectsRequest struct {
 	Ref         string       `json:"ref"`
 	Platform    string       `json:"platform"`
 	Credentials *Credentials `json:"credentials,omitempty"`
+	// Ticket, if there are no Credentials, is Header.Ticket of an earlier answer with
+	// this image; Ref has its digest.
+	Ticket string `json:"ticket,omitempty"`
 	// Stream, if not "", is Header.Stream of a bundle under way to this worker:
 	// proxyd leaves what it answers here out of the rest of that stream.
 	Stream string `json:"stream,omitempty"`
@@ -101,6 +116,9 @@ type Ping struct {
 type Header struct {
 	// Stream names this response in ObjectsRequest.Stream.
 	Stream string `json:"stream"`
+	// Ticket lets this worker ask for more of this image without credentials, for a
+	// time that proxyd decides. It is a secret.
+	Ticket string `json:"ticket,omitempty"`
 	// Plan is the digest of everything that determines the data frames: equal
 	// plans have equal bytes.
 	Plan toc.Digest `json:"plan"`

@@ -12,5 +12,6 @@ const (
 	MaxCount     = 4096 // entries in the index of a data frame
 	MaxLayers    = 512
 	MaxHave      = 4096
+	MaxPartial   = 1024
 	MaxAsk       = 4096 // ranges in one ObjectsRequest
 )

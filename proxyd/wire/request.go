@@ -69,6 +69,8 @@ func (r *DeltaRequest) Validate() error {
 	switch {
 	case r.Ref == "":
 		return fmt.Errorf("request without ref: %w", toc.ErrInvalid)
+	case len(r.Partial) > MaxPartial:
+		return fmt.Errorf("request names %d objects in part, at most %d are allowed: %w", len(r.Partial), MaxPartial, toc.ErrInvalid)
 	case len(r.Have) > MaxHave:
 		return fmt.Errorf("request names %d layers, at most %d are allowed: %w", len(r.Have), MaxHave, toc.ErrInvalid)
 	}

@@ -47,6 +47,7 @@ func TestDecodeRequestRefuses(t *testing.T) {
 		"two values":        {`{"ref":"r"}{}`, "", new(DeltaRequest)},
 		"no ref":            {"{}", "", new(DeltaRequest)},
 		"digest":            {`{"ref":"r","have":[{"diffID":"sha256:Zz"}]}`, "", new(DeltaRequest)},
+		"many partials":     {`{"ref":"r","partial":[{"object":"` + d + `"}` + strings.Repeat(`,{"object":"`+d+`"}`, MaxPartial) + "]}", "", new(DeltaRequest)},
 		"many layers":       {`{"ref":"r","have":[{"diffID":"` + d + `"}` + strings.Repeat(`,{"diffID":"`+d+`"}`, MaxHave) + "]}", "", new(DeltaRequest)},
 		"encoding":          {`{"ref":"r"}`, "br", new(DeltaRequest)},
 		"no zstd":           {`{"ref":"r"}`, EncodingZstd, new(DeltaRequest)},

@@ -94,7 +94,7 @@ func (n *Node) config() string {
 	}
 	fmt.Fprintf(&b, "version = 3\nroot = %q\nstate = %q\nimports = []\ndisabled_plugins = [%s]\n",
 		n.Root, filepath.Join(n.Dir, "state"), quoted(disabled))
-	fmt.Fprintf(&b, "[grpc]\n  address = %q\n[debug]\n  level = \"debug\"\n", n.Socket)
+	fmt.Fprintf(&b, "[grpc]\n  address = %q\n[debug]\n  address = %q\n  level = \"debug\"\n", n.Socket, n.DebugSocket())
 	fmt.Fprintf(&b, "[plugins.'io.containerd.internal.v1.opt']\n  path = %q\n", filepath.Join(n.Dir, "opt"))
 	if n.c.Proxies != nil || n.c.DefaultSnapshotter || n.c.Engine != "" {
 		b.WriteString("[plugins.'io.containerd.starlight.v1.engine']\n")

@@ -34,6 +34,10 @@ type Config struct {
 	// HeaderTimeout is how long a proxy may give no sign of life before the
 	// metadata of an image is there; the image is pulled from the registry then.
 	HeaderTimeout string `toml:"header_timeout"`
+
+	// StreamTimeout is how long a proxy may send nothing of the contents that it
+	// owes before they are asked for again.
+	StreamTimeout string `toml:"stream_timeout"`
 }
 
 // Proxy is one proxyd.
@@ -59,6 +63,7 @@ func Default() *Config {
 	return &Config{
 		ReadTimeout:   "2m",
 		HeaderTimeout: "15s",
+		StreamTimeout: "15s",
 	}
 }
 
@@ -84,6 +89,7 @@ func (c *Config) engine(root string) (engine.Config, error) {
 	}{
 		{"read_timeout", c.ReadTimeout, &out.ReadTimeout},
 		{"header_timeout", c.HeaderTimeout, &out.HeaderTimeout},
+		{"stream_timeout", c.StreamTimeout, &out.StreamTimeout},
 	} {
 		v, err := time.ParseDuration(d.value)
 		if err != nil {

@@ -47,6 +47,7 @@ read_timeout = "30s"
 		},
 		ReadTimeout:   30 * time.Second,
 		HeaderTimeout: 15 * time.Second,
+		StreamTimeout: 15 * time.Second,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

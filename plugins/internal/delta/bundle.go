@@ -3,6 +3,7 @@ package delta
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -15,8 +16,12 @@ type Bundle struct {
 	g    *guard
 	addr string
 	sent int64
-	done bool // the last frame has been seen
+	idle time.Duration // longest silence within the contents
+	done bool          // the last frame has been seen
 }
+
+// streaming tells that contents come from now on.
+func (b *Bundle) streaming() { b.g.idle = b.idle }
 
 // Next returns the next frame, whose bytes are valid until the call after it, and
 // io.EOF after the last. An error frame is returned as an error.

@@ -37,9 +37,12 @@ type Config struct {
 	Files Files
 	// DialTimeout bounds the TCP and, separately, the TLS handshake. Default 5 s.
 	DialTimeout time.Duration
-	// IdleTimeout is the longest time without a byte of an expected answer.
-	// Default 10 s, ten times what a live proxyd lets pass (wire.ProgressInterval).
+	// IdleTimeout is the longest time without a byte of an expected answer, up to the
+	// end of its header. Default 10 s, ten times what a live proxyd lets pass
+	// (wire.ProgressInterval).
 	IdleTimeout time.Duration
+	// StreamTimeout is the longest time without a byte of contents. Default 15 s.
+	StreamTimeout time.Duration
 	// ReceiveBuffer is the size of the sockets' receive buffers. Default 0: the
 	// kernel adapts it, up to net.ipv4.tcp_rmem.
 	ReceiveBuffer int
@@ -59,6 +62,7 @@ func (c Config) withDefaults() Config {
 	}
 	def(&c.DialTimeout, 5*time.Second)
 	def(&c.IdleTimeout, 10*time.Second)
+	def(&c.StreamTimeout, 15*time.Second)
 	def(&c.KeepFor, 15*time.Minute)
 	def(&c.PingEvery, 45*time.Second)
 	return c
@@ -107,7 +111,11 @@ func (c *Client) Delta(ctx context.Context, r wire.DeltaRequest) (*Bundle, error
 // Objects asks for single objects at once. ctx governs the request and the reading
 // of the bundle, which has no header.
 func (c *Client) Objects(ctx context.Context, r wire.ObjectsRequest) (*Bundle, error) {
-	return c.bundle(ctx, c.urgent, wire.RouteObjects, r, wire.NewObjectsReader)
+	b, err := c.bundle(ctx, c.urgent, wire.RouteObjects, r, wire.NewObjectsReader)
+	if err == nil {
+		b.streaming()
+	}
+	return b, err
 }
 
 func (c *Client) bundle(ctx context.Context, t *http.Transport, route string, body any, reader func(io.Reader) *wire.Reader) (*Bundle, error) {
@@ -121,7 +129,7 @@ func (c *Client) bundle(ctx context.Context, t *http.Transport, route string, bo
 		return nil, fmt.Errorf("proxy %s answered %s with %q instead of a bundle: %w", c.cfg.Address, route, mt, ErrProtocol)
 	}
 	g := resp.Body.(*guard)
-	return &Bundle{r: reader(g), g: g, sent: sent, addr: c.cfg.Address}, nil
+	return &Bundle{r: reader(g), g: g, sent: sent, addr: c.cfg.Address, idle: c.cfg.StreamTimeout}, nil
 }
 
 // Blob asks for a blob as the registry has it. Reading fails, instead of
@@ -137,6 +145,7 @@ func (c *Client) Blob(ctx context.Context, r wire.BlobRequest) (io.ReadCloser, e
 		return nil, fmt.Errorf("proxy %s sends %d bytes of blob %s, wanted %d: %w",
 			c.cfg.Address, resp.ContentLength, r.Digest, r.Size, errdefs.ErrDataLoss)
 	}
+	resp.Body.(*guard).idle = c.cfg.StreamTimeout
 	return &verifiedBlob{rc: resp.Body, hash: sha256.New(), left: r.Size, want: r.Digest}, nil
 }
 

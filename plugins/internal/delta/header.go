@@ -102,7 +102,11 @@ func readHeader(b *Bundle, req wire.DeltaRequest, held Held, progress func(wire.
 	if err := m.checkDocuments(docs, req); err != nil {
 		return nil, err
 	}
-	return m, m.readTOCs(b, held)
+	if err := m.readTOCs(b, held); err != nil {
+		return nil, err
+	}
+	b.streaming()
+	return m, nil
 }
 
 func awaitHeader(b *Bundle, progress func(wire.Progress)) (*wire.Header, error) {

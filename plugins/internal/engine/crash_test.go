@@ -4,10 +4,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -165,5 +168,32 @@ func TestRemovedImageIsNotFetched(t *testing.T) {
 	defer e.mu.Unlock()
 	if len(e.claims) != 0 || len(e.owners) != 0 {
 		t.Errorf("%d claims and %d shares left", len(e.claims), len(e.owners))
+	}
+}
+
+// A root on a read-only file system is told from a kernel that cannot mount images.
+func TestReadOnlyRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
+	}
+	for name, made := range map[string]bool{"new": false, "used": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			root := filepath.Join(dir, "root")
+			if made {
+				e := openEngine(t, root, newFakeProxy(t))
+				closeEngine(t, e, true)
+			}
+			for _, flags := range []uintptr{unix.MS_BIND, unix.MS_BIND | unix.MS_REMOUNT | unix.MS_RDONLY} {
+				if err := unix.Mount(dir, dir, "", flags, ""); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+			_, err := Open(t.Context(), Config{Root: root, Proxies: []Proxy{{Address: "http://127.0.0.1:1"}}})
+			if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "root_path") {
+				t.Errorf("got %v, want what to do about it", err)
+			}
+		})
 	}
 }

@@ -220,7 +220,7 @@ func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []wire.R
 	main, src := img.main, img.source
 	e.mu.Unlock()
 	proxies := e.proxiesFor(src.host)
-	req := wire.ObjectsRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds, Objects: batch}
+	req := wire.ObjectsRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds, Ticket: src.ticket, Objects: batch}
 	err := fmt.Errorf("no proxy is configured for registry %q: %w", src.host, errdefs.ErrUnavailable)
 	for _, px := range proxies {
 		req.Stream = ""

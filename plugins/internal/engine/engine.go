@@ -21,6 +21,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
 	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
@@ -37,8 +38,9 @@ type Config struct {
 	// ReadTimeout: a read of a missing object fails with EIO when nothing has
 	// arrived for its image for so long. 0: never.
 	ReadTimeout time.Duration
-	// HeaderTimeout bounds the time without any sign of life from a proxyd.
-	HeaderTimeout time.Duration
+	// HeaderTimeout bounds the time without any sign of life from a proxyd that owes
+	// metadata, StreamTimeout that of one that owes contents.
+	HeaderTimeout, StreamTimeout time.Duration
 }
 
 // Engine is safe for concurrent use.
@@ -65,6 +67,10 @@ type Engine struct {
 
 	lazyMu sync.Mutex
 	lazy   *lazyfs.Server // nil until something is missing
+	// broken is called when overlays made of an earlier mount of the lazy file system
+	// must be mended; missed: that happened before it was set.
+	broken func(context.Context)
+	missed bool
 
 	// streaming has the large objects whose pieces are coming.
 	streaming sync.Map // toc.Digest → uint32, the piece that came last
@@ -108,8 +114,11 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	// lack the permissions of the files they are part of.
 	for dir, mode := range map[string]os.FileMode{c.Root: 0o711, e.tocDir(): 0o700, e.treeDir(): 0o700, e.mountDir(): 0o700, e.lazyState(): 0o700} {
 		if err := os.MkdirAll(dir, mode); err != nil {
-			return nil, err
+			return nil, writable(c.Root, err)
 		}
+	}
+	if err := unix.Access(c.Root, unix.W_OK); err != nil {
+		return nil, writable(c.Root, &os.PathError{Op: "write to", Path: c.Root, Err: err})
 	}
 	if err := e.probe(ctx); err != nil {
 		return nil, err
@@ -163,6 +172,14 @@ func (e *Engine) probe(ctx context.Context) (err error) {
 	return fmt.Errorf("this kernel or file system cannot mount lazy images (EROFS and overlayfs with metacopy are needed; try modprobe erofs overlay): %w: %w", err, errdefs.ErrNotImplemented)
 }
 
+// writable says what to do about a root that cannot be used.
+func writable(root string, err error) error {
+	if errors.Is(err, unix.EROFS) {
+		return fmt.Errorf("%w: remount it writable, or set root_path to another directory than %s: %w", err, root, errdefs.ErrFailedPrecondition)
+	}
+	return err
+}
+
 // Close stops all streams and waits for them. Mounts and the lazyfs process stay.
 func (e *Engine) Close() error {
 	e.cancel()
@@ -212,12 +229,40 @@ func (e *Engine) startLazy() (string, error) {
 	s, err := lazyfs.Start(e.ctx, lazyfs.Config{
 		Dir: e.lazyDir(), Objects: e.objects.Dir(), Partial: e.objects.PartialDir(), State: e.lazyState(),
 		Source: e, Log: log.G(e.ctx),
+		OnRemount: func() { e.background(func(context.Context) { e.lazyBroke() }) },
 	})
 	if err != nil {
 		return "", fmt.Errorf("lazy file system: %w", err)
 	}
 	e.lazy = s
+	if !s.Reconnected() {
+		e.background(func(context.Context) { e.lazyBroke() })
+	}
 	return e.lazyDir(), nil
+}
+
+// OnBroken registers fn to be called (from a goroutine of the engine) when the lazy
+// file system had to be mounted anew, as its process died together with this one or
+// the kernel cannot do without it: overlays that were made of the old mount keep
+// failing to read what they opened there, until they are remounted.
+func (e *Engine) OnBroken(fn func(context.Context)) {
+	e.lazyMu.Lock()
+	missed := e.missed
+	e.broken, e.missed = fn, false
+	e.lazyMu.Unlock()
+	if missed {
+		e.background(fn)
+	}
+}
+
+func (e *Engine) lazyBroke() {
+	e.lazyMu.Lock()
+	fn := e.broken
+	e.missed = fn == nil
+	e.lazyMu.Unlock()
+	if fn != nil {
+		fn(e.ctx)
+	}
 }
 
 // OnComplete registers fn to be called (from a goroutine of the engine) when all

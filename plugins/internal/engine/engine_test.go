@@ -36,12 +36,17 @@ const testRef = "registry.test/app:1"
 
 func openEngine(t *testing.T, root string, proxies ...*fakeProxy) *Engine {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounts need root")
-	}
 	c := Config{Root: root, ReadTimeout: 5 * time.Second, HeaderTimeout: 2 * time.Second}
 	for _, p := range proxies {
 		c.Proxies = append(c.Proxies, Proxy{Address: p.URL, Registries: []string{"registry.test"}})
+	}
+	return openConfig(t, c)
+}
+
+func openConfig(t *testing.T, c Config) *Engine {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("mounts need root")
 	}
 	e, err := Open(t.Context(), c)
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -66,6 +65,7 @@ type source struct {
 	host     string
 	platform string
 	creds    *wire.Credentials
+	ticket   string // in place of creds after a restart
 	registry fetchFunc
 }
 
@@ -137,7 +137,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	if err != nil {
 		return nil, err
 	}
-	src.ref = name + "@" + m.Manifest.Digest.String()
+	src.ref, src.ticket = name+"@"+m.Manifest.Digest.String(), m.Header.Ticket
 	layers, tocs, err := e.admitLayers(m)
 	if err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	}
 	rec := imageRecord{
 		Name: name, Platform: src.platform, Manifest: m.Manifest.Descriptor,
-		Objects: objects, Bytes: bytes, Pulled: time.Now(),
+		Objects: objects, Bytes: bytes, Pulled: time.Now(), Ticket: m.Header.Ticket,
 	}
 	s.localObjects, s.localBytes = objects-p.objects, bytes-p.bytes
 	for i, l := range m.Header.Layers {
@@ -225,7 +225,7 @@ func (e *Engine) admitLayers(m *delta.Metadata) ([]*layer, []*toc.TOC, error) {
 			e.layers[h.DiffID] = l
 			e.mu.Unlock()
 		case l == nil:
-			return nil, nil, fmt.Errorf("layer %s has gone meanwhile: %w", h.DiffID, fs.ErrNotExist)
+			return nil, nil, fmt.Errorf("layer %s has gone meanwhile: %w", h.DiffID, delta.ErrRetry)
 		case !sent:
 			var err error
 			if t, err = e.readTOC(l); err != nil {

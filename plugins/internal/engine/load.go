@@ -37,7 +37,7 @@ func (e *Engine) load(ctx context.Context) ([]*image, error) {
 			continue
 		}
 		img := e.addImage(d, r, layers)
-		img.source = source{ref: r.Name + "@" + d.String(), host: hostOf(r.Name), platform: r.Platform}
+		img.source = source{ref: r.Name + "@" + d.String(), host: hostOf(r.Name), platform: r.Platform, ticket: r.Ticket}
 		e.addBlobs(img)
 		if !r.Complete {
 			incomplete = append(incomplete, img)
@@ -55,6 +55,9 @@ func (e *Engine) load(ctx context.Context) ([]*image, error) {
 		if err := e.ensureIndex(img); err != nil {
 			return nil, err
 		}
+	}
+	if err := e.objects.KeepPartial(wantedBy(incomplete)); err != nil {
+		return nil, err
 	}
 	e.account()
 	return incomplete, e.state.drop(lost, nil)
@@ -82,6 +85,19 @@ func (e *Engine) loadLayers(r imageRecord) ([]*layer, error) {
 		out = append(out, l)
 	}
 	return out, nil
+}
+
+// wantedBy tells of objects whether they are in one of the images.
+func wantedBy(images []*image) func(toc.Digest) bool {
+	wanted := map[toc.Digest]bool{}
+	for _, img := range images {
+		for _, l := range img.layers {
+			for _, o := range l.objects {
+				wanted[o.Digest] = true
+			}
+		}
+	}
+	return func(d toc.Digest) bool { return wanted[d] }
 }
 
 // recheck is for the start after a power cut. Durable are the objects and trees of

@@ -32,7 +32,7 @@ type proxy struct {
 }
 
 func (e *Engine) newProxy(p Proxy) (*proxy, error) {
-	client, err := delta.New(delta.Config{Address: p.Address, Files: p.Files, IdleTimeout: e.cfg.HeaderTimeout})
+	client, err := delta.New(delta.Config{Address: p.Address, Files: p.Files, IdleTimeout: e.cfg.HeaderTimeout, StreamTimeout: e.cfg.StreamTimeout})
 	if err != nil {
 		return nil, err
 	}

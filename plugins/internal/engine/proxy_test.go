@@ -102,12 +102,16 @@ type fakeProxy struct {
 	mu     sync.Mutex // guards the following fields
 	images map[string]*testImage
 	sent   map[toc.Digest]int // how often each object was sent
+	bytes  int64              // of all objects that were sent
 	asked  []wire.DeltaRequest
 	refuse *wire.Error
 
 	// tamper may change the contents of object i of a bundle, or end the bundle
 	// with an error; nil contents leave it out. It may block.
 	tamper func(r *http.Request, o toc.Object, contents []byte) ([]byte, error)
+	// pieceSent, if set before the first request, is called after each piece, and may
+	// cut the bundle off by false. It may block.
+	pieceSent func(r *http.Request) bool
 }
 
 func newFakeProxy(t testing.TB) *fakeProxy {
@@ -162,7 +166,7 @@ func (p *fakeProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			bundle := wire.NewWriter(w)
 			list := toc.ObjectList(img.layers...)
 			for _, o := range req.Objects {
-				if p.object(bundle, r, img, o.Object, list[o.Object]) != nil {
+				if p.object(bundle, r, img, o.Object, list[o.Object], nil) != nil {
 					return
 				}
 			}
@@ -201,6 +205,10 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 	h.Stream = "s"
 	h.Layers = slices.Clone(h.Layers)
 	has := map[toc.Digest]bool{}
+	had := map[toc.Digest][]byte{}
+	for _, part := range req.Partial {
+		had[part.Object] = part.Pieces
+	}
 	for i := range h.Layers {
 		h.Layers[i].Sent = true
 		for _, have := range req.Have {
@@ -242,7 +250,7 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 	visible := map[toc.Digest]bool{}
 	_ = tree.Walk(func(_ string, n *toc.Node) error { visible[n.Object] = true; return nil })
 	for i, o := range toc.ObjectList(img.layers...) {
-		if visible[o.Digest] && !has[o.Digest] && p.object(bundle, r, img, uint32(i), o) != nil {
+		if visible[o.Digest] && !has[o.Digest] && p.object(bundle, r, img, uint32(i), o, had[o.Digest]) != nil {
 			return
 		}
 	}
@@ -251,7 +259,8 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 
 var errCut = errors.New("cut")
 
-func (p *fakeProxy) object(bundle *wire.Writer, r *http.Request, img *testImage, i uint32, o toc.Object) error {
+// object sends an object but for the pieces in had.
+func (p *fakeProxy) object(bundle *wire.Writer, r *http.Request, img *testImage, i uint32, o toc.Object, had []byte) error {
 	p.mu.Lock()
 	p.sent[o.Digest]++
 	tamper := p.tamper
@@ -273,11 +282,24 @@ func (p *fakeProxy) object(bundle *wire.Writer, r *http.Request, img *testImage,
 	defer enc.Close()
 	n := uint32(0)
 	for piece := range slices.Chunk(contents, toc.PieceSize) {
+		if n/8 < uint32(len(had)) && had[n/8]&(1<<(n%8)) != 0 {
+			n++
+			continue
+		}
+		p.mu.Lock()
+		p.bytes += int64(len(piece))
+		p.mu.Unlock()
 		index := []wire.Piece{{Kind: wire.KindPlain, Object: i, Piece: n, Length: len(piece)}}
 		if err := bundle.Data(index, enc.EncodeAll(piece, nil), true); err != nil {
 			return err
 		}
+		if err := bundle.Flush(); err != nil {
+			return err
+		}
 		n++
+		if p.pieceSent != nil && !p.pieceSent(r) {
+			return errCut
+		}
 	}
 	return bundle.Flush()
 }

@@ -186,19 +186,13 @@ func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, pr
 }
 
 // header makes one request and reads its answer to the end of the header, behind
-// the gate, except while the proxyd tells that it is still working.
+// the gate, except while the proxyd tells that it is still working, or is silent.
 func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, forget bool, progress func(wire.Progress), admit func(*delta.Metadata) error) (_ *delta.Metadata, err error) {
-	if err := e.lock(ctx); err != nil {
+	g, err := e.enter(ctx)
+	if err != nil {
 		return nil, err
 	}
-	locked := true
-	unlock := func() {
-		if locked {
-			locked = false
-			e.unlock()
-		}
-	}
-	defer unlock()
+	defer g.leave()
 	// The stream outlives ctx, but not before its header is admitted.
 	sctx, cancel := context.WithCancel(e.ctx)
 	stop := context.AfterFunc(ctx, cancel)
@@ -220,6 +214,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if !forget {
 		req.Have = e.inventory()
 	}
+	req.Partial = e.partials()
 	ctx, span := startSpan(ctx, "request", req.Ref, s.proxy)
 	defer func() {
 		span.SetStatus(err)
@@ -231,7 +226,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	}
 	_, headerSpan := startSpan(ctx, "header", req.Ref, s.proxy)
 	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.tocDigest, Encoded: e.baseTOC}, func(p wire.Progress) {
-		unlock()
+		g.leave()
 		if progress != nil {
 			progress(p)
 		}
@@ -244,13 +239,10 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if err != nil {
 		return nil, err
 	}
-	if !locked {
-		// A header after progress: its objects may have been asked for by
-		// others since. What they claimed is received twice, which is harmless.
-		if err := e.lock(ctx); err != nil {
-			return nil, err
-		}
-		locked = true
+	// Its objects may have been asked for by others since it left. What they
+	// claimed is received twice, which is harmless.
+	if err := g.back(ctx); err != nil {
+		return nil, err
 	}
 	if err := e.holdBases(s, m.Header.Bases); err != nil {
 		return nil, err
@@ -280,6 +272,15 @@ func (e *Engine) inventory() []wire.Have {
 		have = append(have, wire.Have{DiffID: l.diffID, Missing: missing, Coming: coming})
 	}
 	return have
+}
+
+// partials are the large objects that have come in part.
+func (e *Engine) partials() []wire.Partial {
+	var out []wire.Partial
+	for _, p := range e.objects.Partials(wire.MaxPartial) {
+		out = append(out, wire.Partial{Object: p.Digest, Pieces: p.Pieces})
+	}
+	return out
 }
 
 // lacks is the bitmaps of the objects of l that are neither local nor claimed, and

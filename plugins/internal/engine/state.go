@@ -37,6 +37,8 @@ type imageRecord struct {
 	Bytes    int64              `json:"bytes"`
 	Complete bool               `json:"complete"` // every object is local and on the disk
 	Pulled   time.Time          `json:"pulled"`
+	// Ticket of the proxy that served it; a secret, worth this image only.
+	Ticket string `json:"ticket,omitempty"`
 }
 
 type layerRecord struct {

@@ -114,10 +114,15 @@ func (e *Engine) supervise(ctx context.Context, img *image) {
 		e.mu.Unlock()
 		switch {
 		case !missing:
-			if err := e.finish(ctx, img); err != nil {
-				log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image is complete but not marked so")
+			err := e.finish(ctx, img)
+			if err == nil || ctx.Err() != nil {
+				return
 			}
-			return
+			log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image is complete but not marked so; trying again")
+			if !sleep(ctx, pause.NextBackOff()) {
+				return
+			}
+			continue
 		case !orphans: // streams under way will bring everything
 			select {
 			case <-changed:
@@ -145,13 +150,21 @@ func (e *Engine) supervise(ctx context.Context, img *image) {
 		if failures++; err != nil {
 			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "tries": failures}).Warn("image is not complete yet; trying again")
 		}
-		t := time.NewTimer(pause.NextBackOff())
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !sleep(ctx, pause.NextBackOff()) {
 			return
 		}
+	}
+}
+
+// sleep is false if ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -189,7 +202,7 @@ func (e *Engine) again(ctx context.Context, img *image, failures int) error {
 // reopen asks p for what img lacks; plain, if what came otherwise may have been wrong.
 func (e *Engine) reopen(ctx context.Context, img *image, p *proxy, plain bool) (*stream, error) {
 	src := img.source
-	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds}
+	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds, Ticket: src.ticket}
 	s := &stream{e: e, proxy: p}
 	forget := false // ask as if we had nothing
 	e.metrics.resumes.WithLabelValues(string(fromStream)).Inc()
@@ -227,54 +240,17 @@ func (e *Engine) resume(ctx context.Context, img *image) {
 		log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
 		return
 	}
+	for i, o := range p.list {
+		if !p.need[i] || ctx.Err() != nil {
+			continue
+		}
+		if err := e.objects.Adopt(o); err != nil {
+			log.G(ctx).WithError(err).WithField("object", o.Digest).Warn("what was there of a large object is fetched again")
+		}
+	}
 	e.mu.Lock()
 	img.pending = p
 	e.recount(img)
 	e.mu.Unlock()
 	e.watch(img)
-}
-
-// finish makes what arrived durable and tells that the image is complete.
-func (e *Engine) finish(ctx context.Context, img *image) error {
-	if top := img.top(); top != nil {
-		if err := e.ensureTree(ctx, top); err != nil { // to be durable, too
-			return err
-		}
-	}
-	if err := e.objects.Sync(); err != nil {
-		return err
-	}
-	e.mu.Lock()
-	img.rec.Complete = true
-	rec := img.rec
-	refs := map[refKey]refRecord{}
-	for k, r := range e.refs {
-		if r.img == img && r.rec.Done == 0 {
-			r.rec.Done = time.Since(r.rec.Pulled)
-			r.rec.WireBytes += img.meter.total.Load()
-			r.rec.RoundTrips += img.meter.turns.Load() - 1
-			refs[k] = r.rec
-		}
-	}
-	img.pending, img.watched, img.failure = nil, false, nil
-	img.broadcast()
-	hooks := e.hooks
-	e.mu.Unlock()
-	if err := e.state.putImage(img.digest, rec); err != nil {
-		return err
-	}
-	for k, r := range refs {
-		if err := e.state.putRef(k, r); err != nil {
-			return err
-		}
-		e.whole(ctx, k, r, rec)
-	}
-	for _, fn := range hooks {
-		for _, c := range img.chains {
-			if e.complete(c) {
-				fn(ctx, c.id)
-			}
-		}
-	}
-	return nil
 }

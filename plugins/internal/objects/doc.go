@@ -13,6 +13,9 @@
 // that readers ([Store.Wait]) need not wait for the end, and as a whole before
 // the last piece is shown to anybody.
 //
+// What has arrived of them outlives the process: [Store.Adopt] hashes its pieces and
+// goes on from there.
+//
 // Nothing is made durable one by one: [Store.Sync] does it for all. After a
 // crash, the objects of images that were not complete need [Store.Verify].
 //

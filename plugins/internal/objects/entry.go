@@ -42,8 +42,9 @@ type entry struct {
 	sum   hash.Hash  // of the pieces before next
 	next  int
 
-	fileMu sync.Mutex // guards the following
-	file   *os.File
+	fileMu  sync.Mutex // guards the following
+	file    *os.File
+	adopted bool // what was in the file before has been looked at
 }
 
 // waiter is one who waits for the pieces first to last.
@@ -236,6 +237,12 @@ func (e *entry) openFile() (f *os.File, kept bool, err error) {
 	f, err = os.OpenFile(filepath.Join(e.s.partial, e.d.Hex()), os.O_RDWR|os.O_CREATE, partialMode)
 	if err != nil {
 		return nil, false, err
+	}
+	if !e.adopted {
+		if err := e.adopt(f); err != nil {
+			return nil, false, errors.Join(err, f.Close())
+		}
+		e.adopted = true
 	}
 	if err := f.Truncate(size); err != nil {
 		return nil, false, errors.Join(err, f.Close())

@@ -46,8 +46,8 @@ type Store struct {
 	pins    map[toc.Digest]int32
 }
 
-// Open loads the store below root, which it creates if need be, and removes
-// what was only partly there.
+// Open loads the store below root, which it creates if need be. What is partly there
+// stays for Adopt; see KeepPartial.
 func Open(root string) (_ *Store, err error) {
 	s := &Store{
 		dir:     filepath.Join(root, objectsName),
@@ -72,9 +72,6 @@ func Open(root string) (_ *Store, err error) {
 	if s.partialFD, err = openDir(s.partial); err != nil {
 		return nil, err
 	}
-	if err := s.clearPartial(); err != nil {
-		return nil, fmt.Errorf("remove stale partial objects: %w", err)
-	}
 	var g errgroup.Group
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for i := range s.local {
@@ -84,21 +81,6 @@ func Open(root string) (_ *Store, err error) {
 		return nil, fmt.Errorf("load object store: %w", err)
 	}
 	return s, nil
-}
-
-// clearPartial empties partial/. The directory itself stays: the process of the
-// lazy file system, which outlives us, has it open.
-func (s *Store) clearPartial() error {
-	names, err := os.ReadDir(s.partial)
-	if err != nil {
-		return err
-	}
-	for _, de := range names {
-		if err := os.RemoveAll(filepath.Join(s.partial, de.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func openDir(path string) (int, error) {

@@ -136,6 +136,9 @@ func (w *Writer) Piece(i int, data []byte) error {
 	if !kept {
 		defer f.Close() // errors of writing were reported by write
 	}
+	if done, err := e.state(i); done { // was there already
+		return err
+	}
 	if err := writePiece(f, data, off); err != nil {
 		return e.ifNotEnded(err)
 	}
@@ -205,7 +208,7 @@ func (s *Store) discard(e *entry, why error) error {
 }
 
 // Close leaves the object to the other writers. Pieces of an incomplete object
-// stay until Sweep or the next Open, so that a later Writer goes on from there.
+// stay until Sweep, so that a later Writer goes on from there.
 func (w *Writer) Close() error {
 	if w.e != nil {
 		w.s.leave(w.e, true)

@@ -29,6 +29,7 @@ type lazy struct {
 	chains   map[digest.Digest]engine.Lower // guarded by mu
 	swept    [][]digest.Digest              // guarded by mu
 	complete func(context.Context, digest.Digest)
+	broken   func(context.Context)
 }
 
 func newLazy(t testing.TB) *lazy {
@@ -83,6 +84,8 @@ func (l *lazy) Usage(_ context.Context, chain, parent digest.Digest) (int64, int
 }
 
 func (l *lazy) OnComplete(fn func(context.Context, digest.Digest)) { l.complete = fn }
+
+func (l *lazy) OnBroken(fn func(context.Context)) { l.broken = fn }
 
 func (l *lazy) OnCollect(func(context.Context) error) {}
 

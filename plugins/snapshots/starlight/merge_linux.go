@@ -30,8 +30,12 @@ func (s *Snapshotter) merge(ctx context.Context, st *stack) error {
 		return err
 	}
 	defer s.merging.Unlock(id)
-	if mounted, err := isMountPoint(s.merged(id)); err != nil || mounted {
+	if mounted, err := isMountPoint(s.merged(id)); err != nil {
 		return err
+	} else if mounted {
+		if gone, err := s.replaceBroken(id); err != nil || !gone {
+			return err
+		}
 	}
 	lower, err := s.engine.Lower(ctx, st.chain)
 	if err != nil {
@@ -64,6 +68,7 @@ func (s *Snapshotter) unmerge(ctx context.Context, id string) error {
 		return err
 	}
 	defer s.merging.Unlock(id)
+	s.broken.Delete(id)
 	err := unix.Unmount(s.merged(id), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no mount, no directory
 		return nil
@@ -74,7 +79,7 @@ func (s *Snapshotter) unmerge(ctx context.Context, id string) error {
 // remount makes the kernel forget which files it opened in the lazy file system:
 // the objects have arrived, and are opened where they are from now on.
 func (s *Snapshotter) remount(ctx context.Context, chain digest.Digest) {
-	on, err := s.restingOn(ctx, chain)
+	on, err := s.restingOn(ctx, func(c digest.Digest) bool { return c == chain })
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("chain", chain).Warn("failed to list the snapshots to remount")
 		return
@@ -95,15 +100,19 @@ func (s *Snapshotter) remountOne(ctx context.Context, id string, kind snapshots.
 	if mounted, err := isMountPoint(s.merged(id)); err != nil || !mounted {
 		return err
 	}
+	return remountOverlay(s.merged(id), kind)
+}
+
+func remountOverlay(merged string, kind snapshots.Kind) error {
 	flags := uintptr(unix.MS_REMOUNT)
 	if kind == snapshots.KindView {
 		flags |= unix.MS_RDONLY
 	}
-	return unix.Mount("overlay", s.merged(id), "overlay", flags, "")
+	return unix.Mount("overlay", merged, "overlay", flags, "")
 }
 
-// restingOn lists the IDs of the active snapshots and views on a chain.
-func (s *Snapshotter) restingOn(ctx context.Context, chain digest.Digest) (map[string]snapshots.Kind, error) {
+// restingOn lists the IDs of the active snapshots and views on certain lazy chains.
+func (s *Snapshotter) restingOn(ctx context.Context, want func(digest.Digest) bool) (map[string]snapshots.Kind, error) {
 	on := map[string]snapshots.Kind{}
 	err := s.read(ctx, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, func(ctx context.Context, info snapshots.Info) error {
@@ -111,7 +120,7 @@ func (s *Snapshotter) restingOn(ctx context.Context, chain digest.Digest) (map[s
 				return nil
 			}
 			var st stack
-			if err := st.climb(ctx, info.Parent); err != nil || st.chain != chain {
+			if err := st.climb(ctx, info.Parent); err != nil || st.chain == "" || !want(st.chain) {
 				return err
 			}
 			id, _, _, err := storage.GetInfo(ctx, info.Name)

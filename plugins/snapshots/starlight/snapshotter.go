@@ -45,6 +45,7 @@ type Engine interface {
 	Lower(ctx context.Context, chain digest.Digest) (engine.Lower, error)
 	Usage(ctx context.Context, chain, parent digest.Digest) (size, inodes int64, err error)
 	OnComplete(fn func(ctx context.Context, chain digest.Digest))
+	OnBroken(fn func(ctx context.Context))
 	OnCollect(fn func(ctx context.Context) error)
 	Sweep(ctx context.Context, live []digest.Digest) error
 }
@@ -69,6 +70,7 @@ type Snapshotter struct {
 	ms     *storage.MetaStore
 
 	merging keylock.Locker // of snapshots/N/merged, by N
+	broken  sync.Map       // N → struct{}: its overlay rests on a lazy file system that has died
 
 	// sweeping is held for reading while a lazy chain becomes a snapshot, and for
 	// writing while the engine drops chains that are none.
@@ -95,7 +97,11 @@ func New(config Config, e Engine) (*Snapshotter, error) {
 	} else if !ok {
 		return nil, fmt.Errorf("%s does not support d_type: overlayfs needs it", root)
 	}
-	// What was being made when the last process ended belongs to nobody.
+	// What was being made when the last process ended belongs to nobody. Never
+	// through mounts: ID-mapped layers may still be there.
+	if err := detachBelow(filepath.Join(root, "staging")); err != nil {
+		return nil, err
+	}
 	if err := os.RemoveAll(filepath.Join(root, "staging")); err != nil {
 		return nil, err
 	}
@@ -112,6 +118,7 @@ func New(config Config, e Engine) (*Snapshotter, error) {
 	s := &Snapshotter{config: config, engine: e, ms: ms}
 	if e != nil {
 		e.OnComplete(s.remount)
+		e.OnBroken(s.mend)
 		e.OnCollect(s.Cleanup)
 	}
 	return s, nil

@@ -12,12 +12,13 @@ import (
 // write other bytes for the same plan.
 const encoding = "starlight data frames 2\n"
 
-// Inventory is a layer of which the worker has objects.
+// Inventory is a layer of which the worker has objects, or objects that it has in part.
 type Inventory struct {
-	TOC *toc.TOC
+	TOC *toc.TOC // nil: only Partial
 	// Missing is [wire.Have].Missing: nil if it has all of them, else bit i is
 	// set if it lacks object i of TOC.Objects. Objects beyond its end are there.
 	Missing []byte
+	Partial []wire.Partial
 }
 
 // Item is an object, or a run of pieces of it: what orders and plans are made of.
@@ -55,11 +56,15 @@ type Plan struct {
 func Make(img *Image, have []Inventory, order Order) *Plan {
 	p := &Plan{TotalObjects: len(img.rest), TotalBytes: img.bytes}
 	had := make([]bool, len(img.Objects))
+	planned := newPieces(img)  // or not to be
+	held := map[uint32]int64{} // bytes of pieces that the worker has
 	for _, h := range have {
-		img.mark(had, h)
+		if h.TOC != nil {
+			img.mark(had, h)
+		}
+		img.markPieces(planned, held, h.Partial)
 	}
 	p.Items = make([]Item, 0, max(len(img.rest), len(order.Items)))
-	planned := newPieces(img)
 	for i, it := range order.Items {
 		if int64(it.Object) < int64(len(had)) && img.needed[it.Object] && !had[it.Object] {
 			p.add(img, planned, it)
@@ -72,7 +77,7 @@ func Make(img *Image, have []Inventory, order Order) *Plan {
 		if !had[id] {
 			p.add(img, planned, Item{Object: id})
 			p.Objects++
-			p.Bytes += img.Objects[id].Size
+			p.Bytes += img.Objects[id].Size - held[id]
 		}
 	}
 	p.Digest = img.digest(p)
@@ -132,6 +137,23 @@ func (img *Image) mark(done []bool, h Inventory) {
 		}
 		if id, ok := img.index[h.TOC.Objects[i].Digest]; ok {
 			done[id] = true
+		}
+	}
+}
+
+// markPieces adds the pieces that the worker has of img's objects to planned, and their
+// size to held.
+func (img *Image) markPieces(planned pieces, held map[uint32]int64, partial []wire.Partial) {
+	for _, h := range partial {
+		id, ok := img.index[h.Object]
+		if !ok {
+			continue
+		}
+		o := &img.Objects[id]
+		for i := range o.NumPieces() {
+			if i/8 < len(h.Pieces) && h.Pieces[i/8]&(1<<(i%8)) != 0 && planned.set(id, i) {
+				held[id] += min(toc.PieceSize, o.Size-int64(i)*toc.PieceSize)
+			}
 		}
 	}
 }

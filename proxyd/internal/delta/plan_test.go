@@ -14,6 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -308,4 +309,40 @@ func BenchmarkMake(b *testing.B) {
 			}
 		}
 	})
+}
+
+// Pieces that the worker has are not planned, and nothing else is left out.
+func TestPlanLeavesOutPieces(t *testing.T) {
+	tested := false
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		f := randomFixture(t, r)
+		whole := Make(f.img, nil, Order{})
+		for _, it := range whole.Items {
+			if it.Pieces < 3 {
+				continue
+			}
+			tested = true
+			o := f.img.Objects[it.Object]
+			part := []wire.Partial{{Object: o.Digest, Pieces: []byte{0b101}}, {Object: toc.Digest{1}, Pieces: []byte{0xff}}}
+			got := Make(f.img, []Inventory{{Partial: part}}, Order{})
+			if got.Digest == whole.Digest || got.Bytes >= whole.Bytes || got.Objects != whole.Objects {
+				t.Errorf("seed %d: plan of %d bytes without two pieces, %d with", seed, got.Bytes, whole.Bytes)
+			}
+			planned := map[int]bool{}
+			for _, it2 := range got.Items {
+				for i := it2.First; it2.Object == it.Object && i < it2.First+it2.Pieces; i++ {
+					planned[int(i)] = true
+				}
+			}
+			for i := range o.NumPieces() {
+				if planned[i] == (i == 0 || i == 2) {
+					t.Errorf("seed %d: piece %d of %d planned: %v", seed, i, o.NumPieces(), planned[i])
+				}
+			}
+		}
+	}
+	if !tested {
+		t.Error("no image had a large object")
+	}
 }

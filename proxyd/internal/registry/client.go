@@ -111,6 +111,8 @@ type session struct {
 	c    *Client
 	ref  reference
 	repo *remote.Repository
+	// offline: only known documents are used, the registry is not asked.
+	offline bool
 }
 
 // session checks that the registry may be spoken to and prepares to do so.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -80,6 +81,21 @@ func (c *Client) Forget(repo, tag string) {
 	c.images.forget(func(k imageKey) bool { return k.ref == ref })
 }
 
+// Known is Image for a client that was given the image before, "host/repo@sha256:…": no
+// registry is asked. It fails with meta.ErrNotFound if the documents are not all known.
+func (c *Client) Known(ctx context.Context, ref string, platform ocispec.Platform) (*Image, error) {
+	s, err := c.session(ref, nil)
+	if err != nil {
+		return nil, err
+	}
+	s.offline = true
+	img, err := s.image(ctx, platform)
+	if errors.Is(err, errNoPlatform) {
+		err = fmt.Errorf("manifest for %s: %w", platforms.Format(platform), meta.ErrNotFound)
+	}
+	return img, err
+}
+
 // cacheable tells whether an image is of a usual size.
 func (i *Image) cacheable() bool {
 	n := len(i.Manifest.Bytes) + len(i.Config.Bytes)
@@ -118,6 +134,9 @@ func (s *session) image(ctx context.Context, platform ocispec.Platform) (*Image,
 // top asks the registry for what the reference points to. This is the request
 // that authorises the client: no known document is used before it.
 func (s *session) top(ctx context.Context) (*Blob, error) {
+	if s.offline {
+		return s.known(ctx, digest.Digest(s.ref.object()))
+	}
 	desc, err := s.repo.Manifests().Resolve(ctx, s.ref.object())
 	if err != nil {
 		if !askAgain(err) {
@@ -155,6 +174,9 @@ type fetcher interface {
 // document returns a document of the repository. It must be called only after
 // the registry has accepted the client for this repository.
 func (s *session) document(ctx context.Context, desc ocispec.Descriptor, from fetcher) (*Blob, error) {
+	if s.offline {
+		return s.known(ctx, desc.Digest)
+	}
 	d, err := parseDigest(desc.Digest)
 	if err != nil {
 		return nil, err
@@ -177,6 +199,25 @@ func (s *session) document(ctx context.Context, desc ocispec.Descriptor, from fe
 	}
 	defer rc.Close()
 	return s.readDocument(ctx, desc, rc)
+}
+
+// known returns a document that this repository's registry gave to somebody before.
+func (s *session) known(ctx context.Context, of digest.Digest) (*Blob, error) {
+	d, err := parseDigest(of)
+	if err != nil {
+		return nil, err
+	}
+	if s.c.cfg.Documents == nil {
+		return nil, meta.ErrNotFound
+	}
+	doc, err := s.c.cfg.Documents.Document(ctx, s.ref.name, d)
+	if err != nil {
+		return nil, err
+	}
+	if sha256.Sum256(doc.Bytes) != d {
+		return nil, fmt.Errorf("document %s is damaged: %w", d, meta.ErrNotFound)
+	}
+	return &Blob{MediaType: doc.MediaType, Digest: d, Bytes: doc.Bytes}, nil
 }
 
 // readDocument reads and checks a document, and keeps it.

@@ -13,6 +13,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/internal/ticket"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -20,6 +21,7 @@ import (
 // Registry asks registries on behalf of clients. *registry.Client is one.
 type Registry interface {
 	Image(ctx context.Context, ref string, platform ocispec.Platform, creds *wire.Credentials) (*registry.Image, error)
+	Known(ctx context.Context, ref string, platform ocispec.Platform) (*registry.Image, error)
 	Blob(ctx context.Context, ref string, desc ocispec.Descriptor, creds *wire.Credentials) (io.ReadCloser, error)
 }
 
@@ -61,6 +63,8 @@ type Config struct {
 	Hooks http.Handler
 	// Tokens, if there are any, are what workers must show as bearer token.
 	Tokens []string
+	// Tickets let workers go on without credentials; nil: they cannot.
+	Tickets *ticket.Issuer
 	// ClientCert demands a verified client certificate of workers.
 	ClientCert bool
 	Limits     Limits

@@ -31,7 +31,7 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		return err
 	}
 	ctx := r.Context()
-	img, err := s.cfg.Registry.Image(ctx, req.Ref, platform, req.Credentials)
+	img, err := s.image(ctx, req.Ref, platform, req.Credentials, req.Ticket)
 	if err != nil {
 		return err
 	}
@@ -59,6 +59,18 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		_ = b.out.Error(wireError(err))
 	}
 	return err
+}
+
+// image finds an image and makes sure that the client may have it: as the registry
+// says so now, or, if the client shows no credentials but a ticket, said so before.
+func (s *Server) image(ctx context.Context, ref string, platform ocispec.Platform, creds *wire.Credentials, ticket string) (*registry.Image, error) {
+	if creds == nil && ticket != "" && s.cfg.Tickets.Good(ticket, ref, time.Now()) {
+		img, err := s.cfg.Registry.Known(ctx, ref, platform)
+		if !errors.Is(err, meta.ErrNotFound) {
+			return img, err
+		}
+	}
+	return s.cfg.Registry.Image(ctx, ref, platform, creds)
 }
 
 // bundle is one answer to a delta request.
@@ -163,6 +175,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	if err != nil {
 		return err
 	}
+	inventory = append(inventory, delta.Inventory{Partial: b.req.Partial})
 	order, err := b.s.library.current(ctx, im)
 	if err != nil {
 		return err
@@ -192,10 +205,20 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	return b.out.End()
 }
 
+// ticket is a new one if the registry has just been asked: with old ones alone nobody
+// goes on for ever.
+func (b *bundle) ticket() string {
+	image := reference(b.img)
+	if b.req.Credentials == nil && b.s.cfg.Tickets.Good(b.req.Ticket, image, time.Now()) {
+		return b.req.Ticket
+	}
+	return b.s.cfg.Tickets.Issue(image, time.Now())
+}
+
 // head writes all that comes before the first data frame.
 func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []*layer, patches *patching, stream string) error {
 	h := &wire.Header{
-		Stream: stream, Plan: plan.Digest, Bases: patches.bases(),
+		Stream: stream, Plan: plan.Digest, Bases: patches.bases(), Ticket: b.ticket(),
 		Objects: plan.Objects, Bytes: plan.Bytes,
 		TotalObjects: plan.TotalObjects, TotalBytes: plan.TotalBytes,
 	}

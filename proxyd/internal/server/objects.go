@@ -65,7 +65,7 @@ func (s *Server) known(ctx context.Context, req *wire.ObjectsRequest) (*image, *
 	if err != nil {
 		return nil, nil, err
 	}
-	img, err := s.cfg.Registry.Image(ctx, req.Ref, platform, req.Credentials)
+	img, err := s.image(ctx, req.Ref, platform, req.Credentials, req.Ticket)
 	if err != nil {
 		return nil, nil, err
 	}
