@@ -53,8 +53,15 @@ func TestNodeIsLookedAfter(t *testing.T) {
 	if indexed == 0 {
 		t.Error("notify made nobody read the image")
 	}
-	n.pull(ref)
-	n.wait(ref)
+	if out := n.ctr("starlight", "pull", "--wait", "--plain-http", ref); !strings.Contains(out, ref+" ready after") || !strings.Contains(out, "on the wire") {
+		t.Errorf("pull: got %q, want what it took", out)
+	}
+	if got := fromJSON[[]status](n, "pull", "--plain-http", ref); len(got) != 1 || !got[0].Complete || got[0].Mode != "delta" {
+		t.Errorf("pull --json: got %+v, want a complete delta", got)
+	}
+	if _, err := n.Ctr(t.Context(), "starlight", "pull", "--plain-http", w.Registry.Ref("no/such", "image")); err == nil || !strings.Contains(err.Error(), "not found") {
+		t.Errorf("pull of an unknown image: got %v", err)
+	}
 	if r := reads(); r != indexed {
 		t.Errorf("got %d reads of blobs by the pull, want none after notify", r-indexed)
 	}

@@ -82,7 +82,7 @@ func commands() []*cli.Command {
 		name     string
 		commands []*cli.Command
 	}{
-		{groupImages, []*cli.Command{statusCommand(), waitCommand(), notifyCommand()}},
+		{groupImages, []*cli.Command{pullCommand(), statusCommand(), waitCommand(), notifyCommand()}},
 		{groupNode, []*cli.Command{proxyCommand(), doctorCommand(), fsckCommand(), dfCommand(), gcCommand(), versionCommand()}},
 		{"", oldProxyCommands()},
 	} {

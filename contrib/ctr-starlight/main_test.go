@@ -89,7 +89,7 @@ func TestGolden(t *testing.T) {
 		{"disk", &fake{}, [][]string{{"df"}, {"df", "--json"}, {"gc"}, {"gc", "--json"}}},
 		{"version", &fake{}, [][]string{{"version"}, {"version", "--json"}, {"--version"}}},
 		{"help", &fake{}, [][]string{
-			{"wait", "--help"}, {"notify", "--help"}, {"proxy", "--help"}, {"proxy", "add", "--help"}, {"proxy", "ping", "--help"},
+			{"pull", "--help"}, {"wait", "--help"}, {"notify", "--help"}, {"proxy", "--help"}, {"proxy", "add", "--help"}, {"proxy", "ping", "--help"},
 			{"doctor", "--help"}, {"fsck", "--help"}, {"df", "--help"}, {"gc", "--help"}, {"version", "--help"},
 		}},
 		{"usage", &fake{}, [][]string{{}, {"foo"}, {"status", "--foo"}, {"status", "--help"}, {"--timeout", "soon", "status"}}},
