@@ -131,6 +131,9 @@ func TestReaderOutlives(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && name == "a restart" { // the upgrade has one, too
+				t.Skip("long")
+			}
 			w, p, n := accelerated(t, slow)
 			ref := w.push("redis", "v1")
 			w.warm(p, ref)
