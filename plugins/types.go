@@ -18,6 +18,10 @@ const (
 	// SnapshotterName is the ID of the snapshotter.
 	SnapshotterName = "starlight"
 
+	// ClassicID is the ID of the plugin for clients that do not use the transfer
+	// service.
+	ClassicID = "starlight-classic"
+
 	// ServiceID is the ID of the gRPC service on containerd's socket.
 	ServiceID = "starlight"
 )

@@ -55,6 +55,17 @@ type Registries struct {
 	CacheTTL Duration `toml:"cache_ttl"`
 }
 
+// withPort lists the registries that are named with a port and are no pattern.
+func (r Registries) withPort() []string {
+	var out []string
+	for _, host := range slices.Concat(r.Allowed, r.PlainHTTP) {
+		if strings.Contains(host, ":") && !strings.Contains(host, "*") && !slices.Contains(out, host) {
+			out = append(out, host)
+		}
+	}
+	return out
+}
+
 // TLS makes proxyd speak HTTPS.
 type TLS struct {
 	CertFile string `toml:"cert_file"`

@@ -91,7 +91,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 	}
 	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
 		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log, Hooks: hooks,
-		Version: version, Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
+		Version: version, Registries: cfg.Registries.withPort(), Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
 	listener, err := (&net.ListenConfig{Control: tune}).Listen(ctx, "tcp", cfg.Listen)

@@ -38,8 +38,9 @@ type Store struct {
 	engine        Engine
 	fetching      keylock.Locker // by digest
 
-	mu   sync.Mutex
-	held map[digest.Digest]int // blobs that Delete leaves alone; guarded by mu
+	mu     sync.Mutex
+	held   map[digest.Digest]int // blobs that Delete leaves alone; guarded by mu
+	puller Puller                // may be nil; guarded by mu
 }
 
 var _ content.Store = (*Store)(nil)
@@ -224,7 +225,7 @@ func (s *Store) materialize(ctx context.Context, b engine.BlobInfo) (err error) 
 	if _, err := s.Store.Info(ctx, b.Digest); !errdefs.IsNotFound(err) {
 		return err
 	}
-	w, err := s.Writer(ctx, content.WithRef(ingestPrefix+key), content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
+	w, err := s.Store.Writer(ctx, content.WithRef(ingestPrefix+key), content.WithDescriptor(ocispec.Descriptor{Size: b.Size}))
 	if err != nil {
 		return err
 	}

@@ -8,12 +8,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/transfer"
-	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/errdefs"
@@ -22,6 +19,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/starlight-delta/starlight/plugins/internal/engine"
+	"github.com/starlight-delta/starlight/plugins/internal/virtual"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 )
 
@@ -190,56 +188,11 @@ func (s *source) Fetcher(ctx context.Context, ref string) (transfer.Fetcher, err
 	s.mu.Lock()
 	s.fetched = true
 	s.mu.Unlock()
-	label, err := docker.AppendDistributionSourceLabel(s.config.Content, ref)
+	err = virtual.Record(ctx, s.config.Content, ref, virtual.Layers(pull.Layers, pull.DiffIDs), func(layer ocispec.Descriptor) { s.report(ctx, "waiting", layer, 0) })
 	if err != nil {
 		return nil, err
 	}
-	for i, layer := range pull.Layers {
-		s.report(ctx, "waiting", layer, 0)
-		err := record(ctx, s.config.Content, layer, pull.DiffIDs[i])
-		if err == nil {
-			_, err = label(ctx, layer)
-		}
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil, err
-			}
-			// The image runs without, but "image check" says that it is not complete.
-			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": ref, "digest": layer.Digest}).
-				Warn("failed to record a layer")
-		}
-	}
 	return &fetcher{inner: inner, source: s, pull: pull}, nil
-}
-
-// record commits a virtual blob in the namespace, without its bytes, and with the
-// label that unpacking would leave: push, convert and commit of clients read the
-// whole layer to find it out otherwise.
-func record(ctx context.Context, cs content.Store, desc ocispec.Descriptor, diffID digest.Digest) (err error) {
-	w, err := content.OpenWriter(ctx, cs, content.WithRef(remotes.MakeRefKey(ctx, desc)), content.WithDescriptor(desc))
-	if err != nil {
-		if errdefs.IsAlreadyExists(err) {
-			return nil
-		}
-		return err
-	}
-	defer func() {
-		if cerr := w.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	st, err := w.Status()
-	if err != nil {
-		return err
-	}
-	if st.Offset != desc.Size {
-		return fmt.Errorf("the content store does not share %s between namespaces: %w", desc.Digest, errdefs.ErrFailedPrecondition)
-	}
-	uncompressed := content.WithLabels(map[string]string{labels.LabelUncompressed: diffID.String()})
-	if err := w.Commit(ctx, desc.Size, desc.Digest, uncompressed); err != nil && !errdefs.IsAlreadyExists(err) {
-		return err
-	}
-	return nil
 }
 
 // complete reports the layers as complete, once.

@@ -65,6 +65,7 @@ func (t *Transferrer) Transfer(ctx context.Context, src, dst any, opts ...transf
 	if t.config.Defaults != nil {
 		dst = t.withDefault(ctx, src, dst)
 	}
+	ctx = engine.WithAsked(ctx)
 	fetcher, platform, ok := t.ours(src, dst)
 	if !ok {
 		return t.config.Inner.Transfer(ctx, src, dst, opts...)

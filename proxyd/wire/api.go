@@ -110,6 +110,10 @@ type BlobRequest struct {
 type Ping struct {
 	Version  string `json:"version"` // of the proxyd binary
 	Protocol int    `json:"protocol"`
+	// Registries are the hosts with a port that the configuration of proxyd names.
+	// A worker that knows of an image only what containerd keeps of its origin
+	// knows no port.
+	Registries []string `json:"registries,omitempty"`
 }
 
 // Header is the first frame of a delta bundle that carries an image.

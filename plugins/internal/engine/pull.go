@@ -27,7 +27,9 @@ type PullRequest struct {
 	// Namespace of containerd, for the status only.
 	Namespace string
 	// Ref is the fully qualified name of the image: what Status calls it.
-	Ref      string
+	Ref string
+	// Unnamed: Ref is not the image's name, which only the client knows. See Name.
+	Unnamed  bool
 	Platform ocispec.Platform // wanted
 	// Credentials, if not nil, gives those of the client for the host of Ref.
 	Credentials func(ctx context.Context, host string) (*wire.Credentials, error)
@@ -121,7 +123,7 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 	key := refKey{r.Namespace, r.Ref}
 	rec := refRecord{
 		Target: p.Target.Digest, Manifest: s.img.digest, Proxy: s.proxy.Address, Pulled: start,
-		WireBytes: s.header, RoundTrips: s.turns, Ready: time.Since(start),
+		WireBytes: s.header, RoundTrips: s.turns, Ready: time.Since(start), Unnamed: r.Unnamed,
 	}
 	e.mu.Lock()
 	if s.img.rec.Complete {
@@ -360,17 +362,20 @@ func (s *stream) unpin() {
 
 // Plain records that an image was pulled without acceleration, and why.
 func (e *Engine) Plain(namespace, name string, why error) {
-	key := refKey{namespace, name}
 	rec := refRecord{Pulled: time.Now()}
 	if why != nil {
 		rec.Reason = why.Error()
 	}
+	e.plain(refKey{namespace, name}, rec)
+}
+
+func (e *Engine) plain(key refKey, rec refRecord) {
 	e.mu.Lock()
 	e.refs[key] = &ref{rec: rec}
 	e.mu.Unlock()
 	e.metrics.pulls.WithLabelValues(ModePlain).Inc()
 	if err := e.state.putRef(key, rec); err != nil {
-		log.G(e.ctx).WithError(err).WithField("ref", name).Warn("status of a plain pull is not kept")
+		log.G(e.ctx).WithError(err).WithField("ref", key.ref).Warn("status of a plain pull is not kept")
 	}
 }
 

@@ -52,6 +52,7 @@ type refRecord struct {
 	Target     digest.Digest `json:"target,omitempty"`
 	Manifest   toc.Digest    `json:"manifest,omitzero"` // zero: plain
 	Reason     string        `json:"reason,omitempty"`
+	Unnamed    bool          `json:"unnamed,omitempty"` // see Engine.Name
 	Proxy      string        `json:"proxy,omitempty"`
 	WireBytes  int64         `json:"wireBytes"`
 	RoundTrips int64         `json:"roundTrips"`

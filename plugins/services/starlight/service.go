@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -34,6 +35,8 @@ type Engine interface {
 	Fsck(ctx context.Context, repair bool, report func(engine.FsckProgress) error) (engine.FsckSummary, error)
 	DiskUsage(ctx context.Context) ([]engine.DiskUsage, error)
 	Collect(ctx context.Context) (engine.Collected, error)
+	Unnamed() []engine.Unnamed
+	Name(u engine.Unnamed, names []string) error
 }
 
 var _ Engine = (*engine.Engine)(nil)
@@ -44,6 +47,8 @@ type Images interface {
 	Has(ctx context.Context, namespace, name string) (bool, error)
 	// Collect has containerd forget what nothing refers to.
 	Collect(ctx context.Context) error
+	// Named lists the names of the images with a manifest.
+	Named(ctx context.Context, namespace string, manifest digest.Digest) ([]string, error)
 }
 
 // settling is how long after the start of its pull an image may not be in the
@@ -134,8 +139,59 @@ func (s *Service) Version(context.Context, *api.VersionRequest) (*api.VersionRes
 	return &api.VersionResponse{Version: version.Version, Revision: version.Revision}, nil
 }
 
-// present lists what the engine knows of the images that are there.
+// name tells the engine the names that images got after it had pulled them.
+func (s *Service) name(ctx context.Context) error {
+	for _, u := range s.engine.Unnamed() {
+		names, err := s.images.Named(ctx, u.Namespace, u.Manifest)
+		if err != nil {
+			return err
+		}
+		if err := s.engine.Name(u, likeliest(u.Ref, names)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// likeliest picks the names under which a repository was pulled: those with a tag,
+// or those of the repository, or any that is not merely the ID of an image, as CRI
+// gives.
+func likeliest(ref string, names []string) []string {
+	repo := repository(ref)
+	rank := func(name string) int {
+		switch {
+		case !strings.Contains(name, "/"):
+			return 0
+		case repository(name) != repo:
+			return 1
+		case strings.Contains(name, "@"):
+			return 2
+		default:
+			return 3
+		}
+	}
+	best := 1
+	for _, n := range names {
+		best = max(best, rank(n))
+	}
+	return slices.DeleteFunc(names, func(n string) bool { return rank(n) != best })
+}
+
+// repository is a reference without port, tag and digest.
+func repository(ref string) string {
+	name, _, _ := strings.Cut(ref, "@")
+	host, path, _ := strings.Cut(name, "/")
+	host, _, _ = strings.Cut(host, ":")
+	path, _, _ = strings.Cut(path, ":")
+	return host + "/" + path
+}
+
+// present lists by namespace and reference what the engine knows of the images
+// that are there; "" matches all.
 func (s *Service) present(ctx context.Context, namespace, ref string) ([]engine.ImageStatus, error) {
+	if err := s.name(ctx); err != nil {
+		return nil, err
+	}
 	var out []engine.ImageStatus
 	for _, st := range s.engine.Status(ref) {
 		if namespace != "" && st.Namespace != namespace {

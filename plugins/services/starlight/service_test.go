@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -33,6 +34,20 @@ type fake struct {
 	reports        []engine.ImageStatus
 	err            error
 	removed        string // reference of an image that is in images no more
+	unnamed        []engine.Unnamed
+	names          []string // of every manifest
+	named          map[string][]string
+}
+
+func (f *fake) Unnamed() []engine.Unnamed { return f.unnamed }
+
+func (f *fake) Name(u engine.Unnamed, names []string) error {
+	f.named[u.Ref] = names
+	return nil
+}
+
+func (f *fake) Named(context.Context, string, digest.Digest) ([]string, error) {
+	return slices.Clone(f.names), nil
 }
 
 // store is the image store of a fake.
@@ -261,5 +276,32 @@ func TestProxiesPingVersion(t *testing.T) {
 	}
 	if v, err := c.Version(t.Context(), &api.VersionRequest{}); err != nil || v.GetVersion() == "" {
 		t.Errorf("got %v, %v", v, err)
+	}
+}
+
+// An image that was pulled without a name gets the one of its repository.
+func TestStatusNamesImages(t *testing.T) {
+	const (
+		ref  = "reg.example:5000/a/b@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+		id   = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+		tag  = "reg.example:5000/a/b:v1"
+		tag2 = "reg.example:5000/a/b:v2"
+		like = "reg.example:5000/a/bc:v1"
+		far  = "other.example/a/b:v1"
+	)
+	for _, c := range []struct{ names, want []string }{
+		{[]string{id, ref, tag, like, far, tag2}, []string{tag, tag2}},
+		{[]string{id, ref, far}, []string{ref}},
+		{[]string{id, like, far}, []string{like, far}},
+		{[]string{id}, nil},
+		{nil, nil},
+	} {
+		f := &fake{unnamed: []engine.Unnamed{{Namespace: "default", Ref: ref}}, names: c.names, named: map[string][]string{}}
+		if _, err := service.New(f, store{f}, nil).Status(t.Context(), &api.StatusRequest{}); err != nil {
+			t.Fatal(err)
+		}
+		if got := f.named[ref]; !slices.Equal(got, c.want) {
+			t.Errorf("of %q: got %q, want %q", c.names, got, c.want)
+		}
 	}
 }

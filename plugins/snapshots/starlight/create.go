@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -26,6 +27,8 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		return nil, err
 	}
 	if target := base.Labels[plugins.LabelTargetSnapshot]; target != "" && s.engine != nil {
+		release := s.seek(ctx, digest.Digest(target), base.Labels)
+		defer release()
 		known, err := s.adopt(ctx, key, parent, digest.Digest(target), opts)
 		if err != nil {
 			return nil, err
@@ -34,7 +37,31 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 			return nil, fmt.Errorf("target snapshot %q: %w", target, errdefs.ErrAlreadyExists)
 		}
 	}
+	if chain := unpackedChain(key); chain != "" && base.Labels[plugins.LabelTargetSnapshot] == "" {
+		if p := s.puller.Load(); p != nil {
+			(*p).Unpacks(ctx, chain)
+		}
+	}
 	return s.create(ctx, snapshots.KindActive, key, parent, base, opts)
+}
+
+func (s *Snapshotter) seek(ctx context.Context, chain digest.Digest, labels map[string]string) (release func()) {
+	if p := s.puller.Load(); p != nil && chain.Validate() == nil {
+		return (*p).Seek(ctx, chain, labels)
+	}
+	return func() {}
+}
+
+// unpackedChain returns the chain that a key says to be unpacked, which is of the
+// form snapshots.UnpackKeyFormat with a prefix of metadata; "" if there is none.
+func unpackedChain(key string) digest.Digest {
+	last := key[strings.LastIndexByte(key, '/')+1:]
+	_, name, ok := strings.Cut(last, " ")
+	chain := digest.Digest(name)
+	if !ok || !strings.HasPrefix(last, snapshots.UnpackKeyPrefix+"-") || chain.Validate() != nil {
+		return ""
+	}
+	return chain
 }
 
 // View makes a read-only snapshot.

@@ -1,7 +1,6 @@
 package starlight_test
 
 import (
-	"context"
 	"flag"
 	"os"
 	"slices"
@@ -10,7 +9,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
 	"github.com/google/go-cmp/cmp"
 
@@ -47,29 +45,6 @@ func newSnapshotter(t testing.TB, c starlight.Config, e starlight.Engine) *starl
 		}
 	})
 	return s
-}
-
-func TestSuite(t *testing.T) {
-	needRoot(t)
-	for name, c := range map[string]starlight.Config{
-		"default": {AsyncRemove: true},
-		"sync":    {},
-		"remap":   {AsyncRemove: true, RemapIDs: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			// The suite lets only snapshotters of some names off renaming directories of
-			// lower layers, and it is overlayfs that cannot.
-			testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {
-				c := c
-				c.Root = root
-				s, err := starlight.New(c, newLazy(t))
-				if err != nil {
-					return nil, nil, err
-				}
-				return s, s.Close, nil
-			})
-		})
-	}
 }
 
 // TestPlainEqualsOverlay does the same to our snapshotter and to containerd's

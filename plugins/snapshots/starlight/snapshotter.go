@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -50,6 +51,14 @@ type Engine interface {
 	Sweep(ctx context.Context, live []digest.Digest) error
 }
 
+// Puller gets images whose layers clients prepare of their own accord.
+type Puller interface {
+	// Seek makes the engine know a chain, if it can, until release is called.
+	Seek(ctx context.Context, chain digest.Digest, labels map[string]string) (release func())
+	// Unpacks is told that a chain is unpacked by a client that cannot do without.
+	Unpacks(ctx context.Context, chain digest.Digest)
+}
+
 // Config of a Snapshotter. All but Root are as for containerd's overlayfs.
 type Config struct {
 	Root string
@@ -68,6 +77,7 @@ type Snapshotter struct {
 	config Config
 	engine Engine // nil: no snapshot is lazy
 	ms     *storage.MetaStore
+	puller atomic.Pointer[Puller] // set once all plugins are there
 
 	merging keylock.Locker // of snapshots/N/merged, by N
 	broken  sync.Map       // N → struct{}: its overlay rests on a lazy file system that has died
@@ -123,6 +133,9 @@ func New(config Config, e Engine) (*Snapshotter, error) {
 	}
 	return s, nil
 }
+
+// SetPuller sets who is asked for chains that the engine does not know.
+func (s *Snapshotter) SetPuller(p Puller) { s.puller.Store(&p) }
 
 // mountOptions adds what this kernel wants to the configured options.
 func mountOptions(root string, configured []string) []string {

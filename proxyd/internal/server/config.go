@@ -61,6 +61,8 @@ type Config struct {
 	Version string
 	// Hooks, if not nil, serves what is below /hooks/.
 	Hooks http.Handler
+	// Registries with a port, for ping.
+	Registries []string
 	// Tokens, if there are any, are what workers must show as bearer token.
 	Tokens []string
 	// Tickets let workers go on without credentials; nil: they cannot.

@@ -211,7 +211,7 @@ func (s *Server) decode(w *response, r *http.Request, req any) error {
 func (s *Server) ping(w *response, _ *http.Request, _ *record) error {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	return json.NewEncoder(w).Encode(wire.Ping{Version: s.cfg.Version, Protocol: wire.Version})
+	return json.NewEncoder(w).Encode(wire.Ping{Version: s.cfg.Version, Protocol: wire.Version, Registries: s.cfg.Registries})
 }
 
 // ready tells whether what proxyd rests on can be reached.

@@ -4,6 +4,7 @@ package plugin
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -12,6 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	starlight "github.com/starlight-delta/starlight/plugins"
 	api "github.com/starlight-delta/starlight/plugins/api/starlight/v1"
@@ -77,4 +80,28 @@ func (s imageStore) Has(ctx context.Context, namespace, name string) (bool, erro
 		return false, nil
 	}
 	return err == nil, err
+}
+
+// Named implements service.Images. An index is read to see what it lists.
+func (s imageStore) Named(ctx context.Context, namespace string, manifest digest.Digest) ([]string, error) {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	all, err := s.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, img := range all {
+		if img.Target.Digest == manifest || s.lists(ctx, img.Target, manifest) {
+			names = append(names, img.Name)
+		}
+	}
+	return names, nil
+}
+
+func (s imageStore) lists(ctx context.Context, index ocispec.Descriptor, manifest digest.Digest) bool {
+	if !images.IsIndexType(index.MediaType) {
+		return false
+	}
+	children, err := images.Children(ctx, s.db.ContentStore(), index)
+	return err == nil && slices.ContainsFunc(children, func(c ocispec.Descriptor) bool { return c.Digest == manifest })
 }
