@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"net/http"
 	"strings"
 	"testing"
 
@@ -11,8 +12,10 @@ import (
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
 
+	"github.com/starlight-delta/starlight/integration/internal/corpus"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
 	"github.com/starlight-delta/starlight/integration/internal/wan"
+	"github.com/starlight-delta/starlight/proxyd/wire"
 )
 
 // client is containerd's client, as nerdctl has it.
@@ -72,19 +75,36 @@ func (n *node) complete(ref string) {
 	}
 }
 
+// ingest has proxyd read images before somebody waits for them.
+func (w *world) ingest(p *sandbox.Proxyd, refs ...string) {
+	w.t.Helper()
+	for _, ref := range refs {
+		body, encoding, err := wire.EncodeRequest(&wire.DeltaRequest{Ref: ref, Platform: "linux/amd64", HeaderOnly: true})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if code, answer := post(w.t, w.Link.Edge, p.Address+wire.RouteDelta, body, encoding); code != http.StatusOK {
+			w.t.Fatalf("proxyd answers %d: %q", code, answer)
+		}
+	}
+}
+
 // A client that pulls for itself, as nerdctl 2.2 does, gets the same delta pull: one
 // request, no layer from the registry, and an image that is complete.
 func TestClientPullIsDelta(t *testing.T) {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	refs := []string{w.push("tinyhttp", "v1"), w.push("tinyhttp", "v2")}
+	w.ingest(p, refs...)
 	for name, opts := range map[string][]containerd.RemoteOpt{
-		"plain client":     nil,
-		"with annotations": {containerd.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper("forged.example/other:tag"))},
+		"client":      nil,
+		"annotations": {containerd.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper("forged.example/other:tag"))},
 	} {
 		t.Run(name, func(t *testing.T) {
-			w, p, n := accelerated(t, lan)
-			v1, v2 := w.push("express", "v1"), w.push("express", "v2")
-			w.warm(p, v1, v2)
-			for i, ref := range []string{v1, v2} {
-				_, layers := w.manifestOf("express", []string{"v1", "v2"}[i])
+			n := &node{w.node(sandbox.NodeConfig{Name: name, Proxies: []string{p.Address}}).Node, t}
+			ctx := namespaces.WithNamespace(t.Context(), "default")
+			for i, ref := range refs {
+				_, layers := w.manifestOf("tinyhttp", corpus.Tags[i])
 				before := w.fetches(layers)
 				img := w.clientPull(n, ref, opts...)
 				if got := n.pulls(); got != i+1 {
@@ -96,16 +116,16 @@ func TestClientPullIsDelta(t *testing.T) {
 				if s := n.status1(ref); s.Mode != "delta" || s.Namespace != "default" {
 					t.Errorf("got %+v, want a delta in default", s)
 				}
-				if ok, err := img.IsUnpacked(namespaces.WithNamespace(t.Context(), "default"), starlight); !ok || err != nil {
+				if ok, err := img.IsUnpacked(ctx, starlight); !ok || err != nil {
 					t.Errorf("unpacked: %v, %v", ok, err)
 				}
 				n.complete(ref)
-				n.runReady(ref, "app", starlight, image(t, "express", "v1").Ready)
+				n.runReady(ref, "app", starlight, image(t, "tinyhttp", corpus.Tags[i]).Ready)
 				n.wait(ref)
 			}
 			// A namespace that has nothing yet asks for nothing that the node has.
-			ctx := namespaces.WithNamespace(t.Context(), "other")
-			_, err := n.client().Pull(ctx, v2, containerd.WithResolver(w.resolver()), containerd.WithPullUnpack, containerd.WithPullSnapshotter(starlight))
+			ctx = namespaces.WithNamespace(t.Context(), "other")
+			_, err := n.client().Pull(ctx, refs[1], containerd.WithResolver(w.resolver()), containerd.WithPullUnpack, containerd.WithPullSnapshotter(starlight))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,28 +158,31 @@ func TestClientPullFallsBack(t *testing.T) {
 // ctr fetches all layers before it names a snapshotter. Where starlight is the
 // default they are virtual by then; elsewhere nothing is lost but the delta.
 func TestCtrPullLocal(t *testing.T) {
-	for _, def := range []bool{true, false} {
-		t.Run(map[bool]string{true: "default snapshotter", false: "other default"}[def], func(t *testing.T) {
-			w := newWorld(t, lan)
-			p := w.proxyd()
-			ref := w.push("express", "v1")
-			w.warm(p, ref)
-			n := w.node(sandbox.NodeConfig{Proxies: []string{p.Address}})
-			if def {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	ref := w.push("tinyhttp", "v1")
+	w.ingest(p, ref)
+	for _, c := range []struct {
+		name string
+		ours bool
+	}{{"default", true}, {"other", false}} {
+		t.Run(c.name, func(t *testing.T) {
+			n := &node{w.node(sandbox.NodeConfig{Name: c.name, Proxies: []string{p.Address}}).Node, t}
+			if c.ours {
 				n.ctr("namespaces", "create", "default", "containerd.io/defaults/snapshotter="+starlight)
 			}
-			_, layers := w.manifestOf("express", "v1")
+			_, layers := w.manifestOf("tinyhttp", "v1")
 			before := w.fetches(layers)
 			n.ctr("image", "pull", "--local", "--plain-http", "--snapshotter", starlight, ref)
 			fetched, s := w.fetches(layers)-before, n.status1(ref)
 			switch {
-			case def && (fetched != 0 || n.pulls() != 1 || s.Mode != "delta"):
+			case c.ours && (fetched != 0 || n.pulls() != 1 || s.Mode != "delta"):
 				t.Errorf("got %d layers from the registry, %d delta pulls, %+v, want one delta pull only", fetched, n.pulls(), s)
-			case !def && (fetched != len(layers) || n.pulls() != 0 || s.Mode != "plain" || !strings.Contains(s.Reason, "--local")):
+			case !c.ours && (fetched != len(layers) || n.pulls() != 0 || s.Mode != "plain" || !strings.Contains(s.Reason, "--local")):
 				t.Errorf("got %d layers from the registry, %d delta pulls, %+v, want a plain pull and the reason", fetched, n.pulls(), s)
 			}
 			n.complete(ref)
-			n.runReady(ref, "app", starlight, image(t, "express", "v1").Ready)
+			n.runReady(ref, "app", starlight, image(t, "tinyhttp", "v1").Ready)
 			n.wait(ref)
 		})
 	}

@@ -230,7 +230,8 @@ func (p *Puller) ask(ctx context.Context, ns string, m *manifest, hint string) (
 			return nil, "", fmt.Errorf("the proxy did not answer in time: %w", err)
 		}
 		failures = append(failures, fmt.Errorf("%s: %w", name, err))
-		if errdefs.IsUnavailable(err) {
+		var answer *wire.Error
+		if errdefs.IsUnavailable(err) && !errors.As(err, &answer) {
 			break // the proxies are away, whatever the name
 		}
 	}

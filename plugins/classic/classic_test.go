@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -60,7 +61,7 @@ func (*refusing) Hosts(_ context.Context, hostname string) []string {
 type namespace struct {
 	content.Store
 	t   *testing.T
-	ctx context.Context
+	ctx context.Context //nolint:containedctx // of the test
 }
 
 func newNamespace(t *testing.T) *namespace {
@@ -73,7 +74,11 @@ func newNamespace(t *testing.T) *namespace {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { db.Close() })
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return &namespace{metadata.NewDB(db, below, nil).ContentStore(), t, namespaces.WithNamespace(t.Context(), "ns")}
 }
 
@@ -98,9 +103,7 @@ func (n *namespace) image(labels map[string]string, layers ...string) (ocispec.D
 	}
 	m.Config = n.put(ocispec.MediaTypeImageConfig, marshal(n.t, conf), nil)
 	all := map[string]string{labelConfig: m.Config.Digest.String()}
-	for k, v := range labels {
-		all[k] = v
-	}
+	maps.Copy(all, labels)
 	return n.put(m.MediaType, marshal(n.t, m), all), identity.ChainIDs(slices.Clone(conf.RootFS.DiffIDs))
 }
 
@@ -132,7 +135,7 @@ func TestSeekAsksForTheManifest(t *testing.T) {
 	for name, c := range map[string]struct {
 		chain  digest.Digest
 		labels map[string]string
-		ctx    context.Context
+		ctx    context.Context //nolint:containedctx // of the client in this case
 		want   []string
 	}{
 		"shared layer": {chain: chains[0], want: []string{

@@ -140,7 +140,7 @@ func (w *aheadWriter) Commit(ctx context.Context, size int64, expected digest.Di
 	if _, ok := w.store.engine.Virtual(w.layer); !ok {
 		return fmt.Errorf("layer %s is not virtual any more; fetch it again: %w", w.layer, errdefs.ErrUnavailable)
 	}
-	if err := w.Writer.Close(); err != nil {
+	if err := w.Close(); err != nil {
 		return err
 	}
 	if err := w.store.Abort(ctx, w.ref); err != nil && !errdefs.IsNotFound(err) {

@@ -138,6 +138,12 @@ func (n *Node) Start(ctx context.Context) error {
 	return p.WaitLog(ctx, "containerd successfully booted")
 }
 
+// Configure changes the configuration; it holds from the next Start.
+func (n *Node) Configure(change func(*NodeConfig)) error {
+	change(&n.c)
+	return os.WriteFile(n.configFile(), []byte(n.config()), 0o600)
+}
+
 // Stop asks containerd to end. Containers go on.
 func (n *Node) Stop() error { return n.proc.Stop() }
 

@@ -73,8 +73,8 @@ func (e *Engine) CredentialsOf(name string) *wire.Credentials {
 }
 
 // Hosts lists what a registry of a host name may be called with its port, the
-// likeliest first: as in the configuration, as of images that are here, without,
-// and as the proxies call it.
+// likeliest first: as in the configuration and of images that are here, or else as
+// the proxies call it; and without.
 func (e *Engine) Hosts(ctx context.Context, hostname string) []string {
 	var out []string
 	add := func(host string) {
@@ -97,7 +97,6 @@ func (e *Engine) Hosts(ctx context.Context, hostname string) []string {
 	if len(out) > 0 {
 		return append(out, hostname)
 	}
-	add(hostname)
 	for _, p := range e.proxyList() {
 		if !p.mayServe(hostname) {
 			continue
@@ -111,6 +110,7 @@ func (e *Engine) Hosts(ctx context.Context, hostname string) []string {
 			add(host)
 		}
 	}
+	add(hostname)
 	return out
 }
 

@@ -161,7 +161,7 @@ func (l *lazyParent) Close() error {
 		}
 		removed := 0
 		for _, k := range keys {
-			if l.Snapshotter.Remove(ctx, k) == nil {
+			if l.Remove(ctx, k) == nil {
 				removed++
 			}
 		}
