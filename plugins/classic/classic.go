@@ -119,7 +119,8 @@ func (p *Puller) Seek(ctx context.Context, chain digest.Digest, labels map[strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.config.Patience)
 	defer cancel()
-	release, _ = p.pull(ctx, ns, m, labels[snapshotters.TargetRefLabel])
+	known := func() bool { return p.config.Engine.HasChain(chain) }
+	release, _ = p.pull(ctx, ns, m, labels[snapshotters.TargetRefLabel], known)
 	return release
 }
 
@@ -141,15 +142,15 @@ func (p *Puller) Ahead(ctx context.Context, layer digest.Digest) bool {
 	if err != nil {
 		return false
 	}
-	release, pulled := p.pull(ctx, ns, m, "")
+	virtual := func() bool { _, ok := p.config.Engine.Virtual(layer); return ok }
+	release, pulled := p.pull(ctx, ns, m, "", virtual)
 	defer release()
 	if pulled != nil {
 		if err := p.prepare(ctx, pulled.DiffIDs); err != nil {
 			log.G(ctx).WithError(err).WithField("manifest", m.desc.Digest).Warn("failed to prepare the snapshots of a lazy image: its layers will be unpacked")
 		}
 	}
-	_, ok = p.config.Engine.Virtual(layer)
-	return ok
+	return virtual()
 }
 
 // Unpacks is told of a client that unpacks a chain without naming it, and cannot be
@@ -170,9 +171,10 @@ func (p *Puller) Unpacks(ctx context.Context, chain digest.Digest) {
 	p.plain(ctx, a, m, errUnpacked)
 }
 
-// pull asks the engine for m, once for all who want it at a time. The result is nil
-// if the engine cannot, or if it knew m already.
-func (p *Puller) pull(ctx context.Context, ns string, m *manifest, hint string) (release func(), _ *engine.Pull) {
+// pull asks the engine for m, once for all who want it at a time: those who wait
+// see whether it is known meanwhile. The result is nil if it was, or if the engine
+// cannot.
+func (p *Puller) pull(ctx context.Context, ns string, m *manifest, hint string, known func() bool) (release func(), _ *engine.Pull) {
 	nothing := func() {}
 	key := ns + " " + m.desc.Digest.String()
 	if err := p.pulling.Lock(ctx, key); err != nil {
@@ -180,10 +182,7 @@ func (p *Puller) pull(ctx context.Context, ns string, m *manifest, hint string) 
 	}
 	defer p.pulling.Unlock(key)
 	a := attemptOf(ctx, ns, m)
-	if p.failed(a) {
-		return nothing, nil
-	}
-	if len(m.chains) > 0 && p.config.Engine.HasChain(m.chains[len(m.chains)-1]) {
+	if p.failed(a) || known() {
 		return nothing, nil
 	}
 	if p.here(ctx, m) {
