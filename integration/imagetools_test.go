@@ -24,10 +24,10 @@ import (
 	"github.com/starlight-delta/starlight/integration/internal/wan"
 )
 
-// requests counts the lines of a registry's log in which a node makes a request.
-func requests(r *registry.Registry, method, path string) (n int) {
+// uploads counts the blobs that nodes have sent to a registry.
+func uploads(r *registry.Registry) (n int) {
 	for line := range strings.Lines(r.Log().String()) {
-		if strings.HasPrefix(line, wan.EdgeAddr+" ") && strings.Contains(line, `"`+method+" /v2/"+path) {
+		if strings.HasPrefix(line, wan.EdgeAddr+" ") && strings.Contains(line, `"PUT /v2/`) && strings.Contains(line, "/blobs/uploads/") {
 			n++
 		}
 	}
@@ -56,7 +56,7 @@ func TestPushOfALazyImage(t *testing.T) {
 	again := w.Registry.Ref("tinyhttp", "again")
 	n.ctr("image", "tag", ref, again)
 	n.ctr("image", "push", "--plain-http", again)
-	if got := requests(w.Registry, "PATCH", "") + requests(w.Registry, "POST", ""); got != 0 {
+	if got := uploads(w.Registry); got != 0 {
 		t.Errorf("got %d uploads to the registry that has the image, want none", got)
 	}
 	if d, _, err := w.Registry.Manifest(t.Context(), "tinyhttp", "again"); err != nil || d.Digest.String() != want {
@@ -66,11 +66,8 @@ func TestPushOfALazyImage(t *testing.T) {
 	copied := w.Registry.Ref("copy/of", "v1")
 	n.ctr("image", "tag", ref, copied)
 	n.ctr("image", "push", "--plain-http", copied)
-	if got := requests(w.Registry, "PATCH", ""); got != 0 {
+	if got := uploads(w.Registry); got != 0 {
 		t.Errorf("got %d uploads to another repository of the registry, want none", got)
-	}
-	if out := n.ctr("content", "ls", "-q"); strings.Count(out, "sha256:") == 0 {
-		t.Errorf("got content %q", out)
 	}
 
 	second := w.secondRegistry()
@@ -83,6 +80,9 @@ func TestPushOfALazyImage(t *testing.T) {
 	other := w.node(sandbox.NodeConfig{Name: "other"})
 	if err := other.Pull(t.Context(), there); err != nil {
 		t.Fatal(err)
+	}
+	if got := uploads(second); got != len(layers)+1 {
+		t.Errorf("got %d uploads to an empty registry, want those of config and layers (%d)", got, len(layers)+1)
 	}
 	for _, l := range layers {
 		if !strings.Contains(other.ctr("content", "ls", "-q"), l) {
@@ -105,7 +105,7 @@ func TestCommitOfALazyContainer(t *testing.T) {
 	n.commit("app", ref, committed)
 	for _, c := range []struct{ argv, want string }{
 		{"cat /made", "committed"},
-		{"test ! -e /etc/hostname && stat -c %a /usr/bin/redis-server", "700"},
+		{"test ! -e /etc/hostname && stat -L -c %a /usr/bin/redis-server", "700"},
 	} {
 		if out := n.output(committed, "new-"+digest.FromString(c.argv).Encoded()[:6], "sh", "-c", c.argv); strings.TrimSpace(out) != c.want {
 			t.Errorf("%s: got %q, want %q", c.argv, out, c.want)
@@ -113,7 +113,7 @@ func TestCommitOfALazyContainer(t *testing.T) {
 	}
 	n.complete(committed)
 	n.ctr("image", "push", "--plain-http", committed)
-	if got := requests(w.Registry, "PATCH", "redis/"); got == 0 || got > 2 {
+	if got := uploads(w.Registry); got != 2 {
 		t.Errorf("got %d uploads, want those of the new layer and the new config", got)
 	}
 	// And pulled as an update of what is here.

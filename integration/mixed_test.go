@@ -45,8 +45,10 @@ func TestMixedStacks(t *testing.T) {
 	start := time.Now()
 	w := newWorld(t, lan)
 	p := w.proxyd()
-	v1, v2 := w.push("express", "v1"), w.push("express", "v2")
-	ready := image(t, "express", "v1").Ready
+	// Two layers each, the lower one shared.
+	v1, v2 := w.push("tinyhttp", "v1"), w.push("tinyhttp", "v2")
+	w.ingest(p, v1, v2)
+	ready := image(t, "tinyhttp", "v1").Ready
 	for _, c := range []struct {
 		name          string
 		first, second []string // proxies while v1 and v2 are pulled
@@ -79,15 +81,7 @@ func TestMixedStacks(t *testing.T) {
 			for _, ref := range []string{v1, v2} {
 				n.runReady(ref, "back", starlight, ready)
 			}
-			// A container's own changes become a layer on top of it all.
-			committed := w.Registry.Ref("express", strings.ReplaceAll(c.name, " ", "-"))
-			n.ctr("run", "-d", "--net-host", "--snapshotter", starlight, v2, "change", "sh", "-c", "echo mine > /mine && touch /changed && sleep 600")
-			n.ctr("tasks", "exec", "--exec-id", "look", "change", "sh", "-c", "while ! [ -e /changed ]; do sleep 0.1; done")
-			n.commit("change", v2, committed)
-			if out := n.output(committed, "committed", "cat", "/mine"); strings.TrimSpace(out) != "mine" {
-				t.Errorf("got %q from a committed layer", out)
-			}
-			// The lower of the two images goes, the upper one stays whole.
+			// One of the two goes, the other stays whole.
 			n.ctr("image", "rm", "--sync", v1)
 			n.like(v2, start)
 		})

@@ -142,15 +142,15 @@ func (p *Puller) Ahead(ctx context.Context, layer digest.Digest) bool {
 	if err != nil {
 		return false
 	}
-	virtual := func() bool { _, ok := p.config.Engine.Virtual(layer); return ok }
-	release, pulled := p.pull(ctx, ns, m, "", virtual)
+	isVirtual := func() bool { _, ok := p.config.Engine.Virtual(layer); return ok }
+	release, pulled := p.pull(ctx, ns, m, "", isVirtual)
 	defer release()
 	if pulled != nil {
 		if err := p.prepare(ctx, pulled.DiffIDs); err != nil {
 			log.G(ctx).WithError(err).WithField("manifest", m.desc.Digest).Warn("failed to prepare the snapshots of a lazy image: its layers will be unpacked")
 		}
 	}
-	return virtual()
+	return isVirtual()
 }
 
 // Unpacks is told of a client that unpacks a chain without naming it, and cannot be

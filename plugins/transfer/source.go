@@ -136,7 +136,7 @@ func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error
 		Ref:         s.Image(),
 		Platform:    s.platform,
 		Credentials: s.credentials.get,
-		Registry:    s.fetchFromRegistry,
+		Registry:    fetchWith(s.namedFetcher),
 		Ingest:      s.ingest,
 	})
 	if err != nil {
@@ -156,13 +156,15 @@ func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error
 	return s.Image(), pull.Target, nil
 }
 
-// fetchFromRegistry fetches as the client would; also after the transfer.
-func (s *source) fetchFromRegistry(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	f, err := s.namedFetcher.Fetcher(ctx, s.Image())
-	if err != nil {
-		return nil, err
+// fetchWith fetches as the client of f would; also after the transfer.
+func fetchWith(f namedFetcher) func(context.Context, ocispec.Descriptor) (io.ReadCloser, error) {
+	return func(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+		fetcher, err := f.Fetcher(ctx, f.Image())
+		if err != nil {
+			return nil, err
+		}
+		return fetcher.Fetch(ctx, desc)
 	}
-	return f.Fetch(ctx, desc)
 }
 
 // ingest tells the client why its pull waits.

@@ -66,6 +66,9 @@ func (t *Transferrer) Transfer(ctx context.Context, src, dst any, opts ...transf
 		dst = t.withDefault(ctx, src, dst)
 	}
 	ctx = engine.WithAsked(ctx)
+	if f, ok := src.(namedFetcher); ok {
+		ctx = engine.WithRegistry(ctx, fetchWith(f))
+	}
 	fetcher, platform, ok := t.ours(src, dst)
 	if !ok {
 		return t.config.Inner.Transfer(ctx, src, dst, opts...)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"io"
 	"maps"
 	"net/url"
 	"path"
@@ -29,6 +30,20 @@ func WithAsked(ctx context.Context) context.Context { return context.WithValue(c
 
 // Asked tells whether ctx is marked by WithAsked.
 func Asked(ctx context.Context) bool { return ctx.Value(askedKey{}) != nil }
+
+type registryKey struct{}
+
+// WithRegistry marks the context of a pull with a way to fetch from the registry as
+// its client does. Virtual blobs that are read meanwhile may come this way.
+func WithRegistry(ctx context.Context, fetch func(context.Context, ocispec.Descriptor) (io.ReadCloser, error)) context.Context {
+	return context.WithValue(ctx, registryKey{}, fetch)
+}
+
+// lentRegistry is what WithRegistry has put into ctx, or nil.
+func lentRegistry(ctx context.Context) fetchFunc {
+	f, _ := ctx.Value(registryKey{}).(fetchFunc)
+	return f
+}
 
 // Known is an image whose chains are known.
 type Known struct {

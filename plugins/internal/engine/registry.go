@@ -221,11 +221,18 @@ func (e *Engine) FetchBlob(ctx context.Context, d digest.Digest) (io.ReadCloser,
 		}
 		failures = append(failures, err)
 	}
-	rc, err := src.fetcher()(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: b.Size})
-	if err != nil {
-		return nil, errors.Join(append(failures, fmt.Errorf("registry: %w", err))...)
+	// Who pulls the image now may know better than who did before.
+	for _, fetch := range []fetchFunc{lentRegistry(ctx), src.fetcher()} {
+		if fetch == nil {
+			continue
+		}
+		rc, err := fetch(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: b.Size})
+		if err == nil {
+			return rc, nil
+		}
+		failures = append(failures, fmt.Errorf("registry: %w", err))
 	}
-	return rc, nil
+	return nil, errors.Join(failures...)
 }
 
 // ForgetBlob makes d no longer virtual. It tells whether it was.
