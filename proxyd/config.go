@@ -41,6 +41,7 @@ type Config struct {
 	Hooks      Hooks      `toml:"hooks"`
 	Index      Index      `toml:"index"`
 	Limits     Limits     `toml:"limits"`
+	Patches    Patches    `toml:"patches"`
 	Log        Log        `toml:"log"`
 }
 
@@ -131,6 +132,15 @@ type Limits struct {
 	MemoryBytes int64 `toml:"memory_bytes"`
 }
 
+// Patches says what is spent on patches that are made ahead of need.
+type Patches struct {
+	// CacheBytes is how much of them is kept in DataDir; 0: none are made.
+	CacheBytes int64 `toml:"cache_bytes"`
+	// Parallel is how many are made at a time, each with MemoryBytes.
+	Parallel    int   `toml:"parallel"`
+	MemoryBytes int64 `toml:"memory_bytes"`
+}
+
 // Log says what is logged, and how.
 type Log struct {
 	Level  string `toml:"level"`
@@ -166,7 +176,8 @@ func Default() *Config {
 			Stall: Duration(l.Stall), Body: Duration(l.Body), Plan: Duration(l.Plan), CacheBytes: l.CacheBytes,
 			MemoryBytes: 256 << 20,
 		},
-		Log: Log{Level: "info", Format: "text"},
+		Patches: Patches{CacheBytes: 4 << 30, Parallel: 1, MemoryBytes: 48 << 20},
+		Log:     Log{Level: "info", Format: "text"},
 	}
 }
 
@@ -240,6 +251,9 @@ func (c *Config) Validate() error {
 		if v <= 0 {
 			bad("limits: %s must be positive", name)
 		}
+	}
+	if c.Patches.CacheBytes < 0 || c.Patches.Parallel <= 0 || c.Patches.MemoryBytes <= 0 {
+		bad("patches: parallel and memory_bytes must be positive, cache_bytes not negative")
 	}
 	if c.Drain < 0 || c.Registries.CacheTTL < 0 || c.Auth.TicketTTL < 0 {
 		bad("drain, cache_ttl and ticket_ttl must not be negative")

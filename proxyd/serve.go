@@ -23,6 +23,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/ingest"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta/sqlstore"
+	"github.com/starlight-delta/starlight/proxyd/internal/patches"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/internal/server"
 	"github.com/starlight-delta/starlight/proxyd/internal/ticket"
@@ -80,7 +81,12 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Source: metrics.Source(client), Meta: store, Blobs: blobs, Parallel: cfg.Limits.IngestParallel,
 	})
 	defer closing(&err, ingester.Close)
-	indexer, err := newIndexer(ctx, cfg, client, ingester, store, log)
+	ahead := patches.New(patches.Config{ //nolint:contextcheck // it works for requests to come; Close ends it
+		Meta: store, TOCs: ingester, Blobs: blobs, Log: log, Metrics: metrics.Registerer(),
+		Bytes: cfg.Patches.CacheBytes, Parallel: cfg.Patches.Parallel, Memory: cfg.Patches.MemoryBytes,
+	})
+	defer closing(&err, ahead.Close)
+	indexer, err := newIndexer(ctx, cfg, client, ingester, store, ahead, log)
 	if err != nil {
 		return err
 	}
@@ -90,7 +96,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		hooks = indexer.Hooks(hookTokens)
 	}
 	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
-		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Metrics: metrics, Log: log, Hooks: hooks,
+		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Patches: ahead, Metrics: metrics, Log: log, Hooks: hooks,
 		Version: version, Registries: cfg.Registries.withPort(), Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
@@ -103,7 +109,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 }
 
 // newIndexer starts what indexes images that nobody has pulled yet.
-func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, ingester *ingest.Ingester, store meta.Store, log *slog.Logger) (*index.Indexer, error) {
+func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, ingester *ingest.Ingester, store meta.Store, ahead *patches.Cache, log *slog.Logger) (*index.Indexer, error) {
 	platforms, err := cfg.Index.platforms()
 	if err != nil {
 		return nil, err
@@ -111,6 +117,17 @@ func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, inges
 	c := index.Config{
 		Registry: client, Ingester: ingester, Tags: store, Log: log,
 		Platforms: platforms, Interval: time.Duration(cfg.Index.Interval),
+	}
+	c.Moved = func(ctx context.Context, m index.Move) {
+		for _, p := range platforms {
+			img, err := client.Known(ctx, m.Repo+"@"+m.To.String(), p)
+			if err == nil {
+				err = ahead.Seen(ctx, m.Repo, m.Tag, platform.Format(p), img.Manifest.Digest)
+			}
+			if err != nil && !errors.Is(err, meta.ErrNotFound) {
+				log.WarnContext(ctx, "no patches are made ahead", "repo", m.Repo, "tag", m.Tag, "error", err)
+			}
+		}
 	}
 	if cfg.Index.AuthFile != "" {
 		c.Credentials = index.FromFile(cfg.Index.AuthFile)

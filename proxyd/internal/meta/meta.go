@@ -70,6 +70,21 @@ type Tag struct {
 	Seen   time.Time
 }
 
+// Resolved is what a tag last led to for a platform.
+type Resolved struct {
+	Repo, Tag string
+	Platform  string // os/arch[/variant]
+	Manifest  toc.Digest
+}
+
+// Patch is a patch that makes one object from another.
+type Patch struct {
+	Old, New toc.Digest
+	Key      string // of its blob; "" if the patch is not worth keeping
+	Size     int64  // of the blob
+	Used     time.Time
+}
+
 // Store is the database. All methods may be called at the same time, by
 // several processes if the database allows it. Put methods replace what is there;
 // putting the same twice is no error.
@@ -98,6 +113,22 @@ type Store interface {
 	PutTag(ctx context.Context, t Tag) error
 	// Tags returns the tags seen in a repository, sorted by name.
 	Tags(ctx context.Context, repo string) ([]Tag, error)
+
+	// Resolved returns the manifest that a tag last led to for a platform.
+	Resolved(ctx context.Context, repo, tag, platform string) (toc.Digest, error)
+	// PutResolved records one.
+	PutResolved(ctx context.Context, r Resolved) error
+
+	// Patch returns the patch between two objects.
+	Patch(ctx context.Context, from, to toc.Digest) (*Patch, error)
+	// PutPatch records a patch, or that it was used.
+	PutPatch(ctx context.Context, p *Patch) error
+	// DeletePatch forgets a patch.
+	DeletePatch(ctx context.Context, from, to toc.Digest) error
+	// PatchBytes returns the sum of the sizes of all patches.
+	PatchBytes(ctx context.Context) (int64, error)
+	// StalePatches returns at most n patches, those first that were not used for longest.
+	StalePatches(ctx context.Context, n int) ([]Patch, error)
 
 	// Order returns the opaque bytes last put for a manifest under a kind of
 	// order ("static", "trace").

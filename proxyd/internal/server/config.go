@@ -45,13 +45,20 @@ type Meta interface {
 	Ping(ctx context.Context) error
 }
 
+// Patches makes patches ahead of need. *patches.Cache is one.
+type Patches interface {
+	delta.Patches
+	// Seen is told where a tag leads for a platform. The image is ingested.
+	Seen(ctx context.Context, repo, tag, platform string, manifest toc.Digest) error
+}
+
 // Config of a Server.
 type Config struct {
 	Registry Registry
 	Ingester Ingester
 	Meta     Meta
 	Blobs    blob.Store
-	Patches  delta.Patches // may be nil
+	Patches  Patches
 	// Fresh compresses images well in the background, for pulls by workers that
 	// have nothing alike. It takes about as much space as the packs.
 	Fresh   bool

@@ -53,6 +53,9 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 	default:
 		err = b.send(ctx, im)
 	}
+	if im != nil {
+		b.seen(ctx)
+	}
 	s.cfg.Metrics.bundleBytes.Add(float64(b.out.Written()))
 	if err != nil && w.began() && ctx.Err() == nil {
 		// If this fails too, the bundle is truncated, which says the same.
@@ -71,6 +74,15 @@ func (s *Server) image(ctx context.Context, ref string, platform ocispec.Platfor
 		}
 	}
 	return s.cfg.Registry.Image(ctx, ref, platform, creds)
+}
+
+// seen tells where the tag leads, once the worker has its answer.
+func (b *bundle) seen(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.s.cfg.Limits.Plan)
+	defer cancel()
+	if err := b.s.cfg.Patches.Seen(ctx, b.img.Name, b.img.Tag, b.req.Platform, b.img.Manifest.Digest); err != nil {
+		b.s.cfg.Log.Warn("no patches are made ahead", "ref", loggable(b.req.Ref), "error", err)
+	}
 }
 
 // bundle is one answer to a delta request.

@@ -93,6 +93,9 @@ func (m *Metrics) Build(version, commit string) {
 	m.registry.MustRegister(g)
 }
 
+// Registerer takes the metrics of other parts.
+func (m *Metrics) Registerer() prometheus.Registerer { return m.registry }
+
 func (m *Metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }

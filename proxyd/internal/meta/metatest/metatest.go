@@ -34,6 +34,8 @@ func Run(t *testing.T, open func(*testing.T) meta.Store) {
 		{"Documents", testDocuments},
 		{"DocumentsOfRepositories", testDocumentsOfRepositories},
 		{"Tags", testTags},
+		{"Resolved", testResolved},
+		{"Patches", testPatches},
 		{"Orders", testOrders},
 		{"Traces", testTraces},
 		{"Profiles", testProfiles},
@@ -291,6 +293,61 @@ func testTags(t *testing.T, s meta.Store) {
 	want(t, "Tags", got, err, []meta.Tag{a, b})
 	got, err = s.Tags(ctx, "r/z")
 	want(t, "Tags of an unknown repository", got, err, nil)
+}
+
+func testResolved(t *testing.T, s meta.Store) {
+	ctx := t.Context()
+	_, err := s.Resolved(ctx, "r/x", "a", "linux/amd64")
+	wantNotFound(t, "Resolved", err)
+	for _, r := range []meta.Resolved{
+		{Repo: "r/x", Tag: "a", Platform: "linux/amd64", Manifest: digest("1")},
+		{Repo: "r/x", Tag: "a", Platform: "linux/arm64", Manifest: digest("2")},
+		{Repo: "r/x", Tag: "a", Platform: "linux/amd64", Manifest: digest("3")},
+	} {
+		if err := s.PutResolved(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.Resolved(ctx, "r/x", "a", "linux/amd64")
+	want(t, "Resolved", got, err, digest("3"))
+	got, err = s.Resolved(ctx, "r/x", "a", "linux/arm64")
+	want(t, "Resolved for another platform", got, err, digest("2"))
+	_, err = s.Resolved(ctx, "r/y", "a", "linux/amd64")
+	wantNotFound(t, "Resolved in another repository", err)
+}
+
+func testPatches(t *testing.T, s meta.Store) {
+	ctx := t.Context()
+	now := time.UnixMicro(1_700_000_000_123_456)
+	_, err := s.Patch(ctx, digest("a"), digest("b"))
+	wantNotFound(t, "Patch", err)
+	n, err := s.PatchBytes(ctx)
+	want(t, "PatchBytes of none", n, err, int64(0))
+	ab := meta.Patch{Old: digest("a"), New: digest("b"), Key: "k/1", Size: 100, Used: now}
+	bc := meta.Patch{Old: digest("b"), New: digest("c"), Key: "k/2", Size: 10, Used: now.Add(time.Second)}
+	none := meta.Patch{Old: digest("c"), New: digest("d"), Used: now.Add(2 * time.Second)}
+	for _, p := range []meta.Patch{none, bc, ab} {
+		if err := s.PutPatch(ctx, &p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n, err = s.PatchBytes(ctx)
+	want(t, "PatchBytes", n, err, int64(110))
+	stale, err := s.StalePatches(ctx, 2)
+	want(t, "StalePatches", stale, err, []meta.Patch{ab, bc})
+	ab.Used = now.Add(time.Hour)
+	if err := s.PutPatch(ctx, &ab); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Patch(ctx, ab.Old, ab.New)
+	want(t, "Patch that was used", got, err, &ab)
+	stale, err = s.StalePatches(ctx, 10)
+	want(t, "StalePatches after one was used", stale, err, []meta.Patch{bc, none, ab})
+	if err := s.DeletePatch(ctx, bc.Old, bc.New); err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Patch(ctx, bc.Old, bc.New)
+	wantNotFound(t, "Patch that was deleted", err)
 }
 
 func testOrders(t *testing.T, s meta.Store) {

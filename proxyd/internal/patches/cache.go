@@ -1,0 +1,230 @@
+package patches
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/blob"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+const (
+	// MinSize is the size of objects from which on they get a patch of their own.
+	MinSize = 32 << 10
+
+	maxQueue  = 16 << 10 // tasks
+	version   = "1"      // of the format; keys of other versions are not looked at
+	keyPrefix = "patch/" + version + "/"
+)
+
+// ErrNone is returned by Get if there is no patch.
+var ErrNone = errors.New("no patch is kept")
+
+// Meta is what a Cache needs of the database. meta.Store is one.
+type Meta interface {
+	Patch(ctx context.Context, from, to toc.Digest) (*meta.Patch, error)
+	PutPatch(ctx context.Context, p *meta.Patch) error
+	DeletePatch(ctx context.Context, from, to toc.Digest) error
+	PatchBytes(ctx context.Context) (int64, error)
+	StalePatches(ctx context.Context, n int) ([]meta.Patch, error)
+
+	Tag(ctx context.Context, repo, name, platform string) (*meta.Tag, error)
+	PutTag(ctx context.Context, t meta.Tag) error
+	Image(ctx context.Context, repo string, manifest toc.Digest) (*meta.Image, error)
+	Layer(ctx context.Context, diffID toc.Digest) (*meta.Layer, error)
+}
+
+// TOCs gives the encoded TOC of a layer. *ingest.Ingester does.
+type TOCs interface {
+	TOC(ctx context.Context, l *meta.Layer) ([]byte, error)
+}
+
+// Config of a Cache.
+type Config struct {
+	Meta  Meta
+	TOCs  TOCs
+	Blobs blob.Store
+	// Bytes is how much is kept. 0: nothing is made or kept.
+	Bytes int64
+	// Parallel is how many patches are made at a time, each with Memory bytes.
+	Parallel int
+	Memory   int64
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer
+}
+
+// Cache makes and keeps patches. It must be closed.
+type Cache struct {
+	cfg     Config
+	metrics metrics
+	cancel  context.CancelFunc
+	workers *errgroup.Group
+	wake    chan struct{} // has room for one: there may be a task
+
+	mu     sync.Mutex // guards the rest
+	tasks  []task
+	busy   int // tasks that are being done
+	queued map[pair]bool
+	used   map[pair]*meta.Patch // since the last sweep
+}
+
+type pair struct{ from, to toc.Digest }
+
+// New returns a Cache, which works until Close.
+func New(cfg Config) *Cache {
+	ctx, cancel := context.WithCancel(context.Background())
+	c := &Cache{
+		cfg: cfg, metrics: newMetrics(cfg.Metrics), cancel: cancel, workers: new(errgroup.Group),
+		wake: make(chan struct{}, 1), queued: map[pair]bool{}, used: map[pair]*meta.Patch{},
+	}
+	if cfg.Bytes > 0 {
+		for range max(1, cfg.Parallel) {
+			c.workers.Go(func() error {
+				c.work(ctx)
+				return nil
+			})
+		}
+	}
+	return c
+}
+
+// Close ends what is being made.
+func (c *Cache) Close() error {
+	c.cancel()
+	err := c.workers.Wait()
+	return errors.Join(err, c.note(context.Background()))
+}
+
+// Get returns the patch between two objects, which must be closed, or ErrNone.
+func (c *Cache) Get(ctx context.Context, from, to toc.Digest) (*Patch, error) {
+	rec, err := c.cfg.Meta.Patch(ctx, from, to)
+	switch {
+	case errors.Is(err, meta.ErrNotFound):
+		return nil, ErrNone
+	case err != nil:
+		return nil, err
+	case rec.Key != key(from, to):
+		return nil, ErrNone
+	}
+	p, err := open(ctx, c.cfg.Blobs, rec.Key)
+	if errors.Is(err, ErrDamaged) || errors.Is(err, blob.ErrNotExist) {
+		c.cfg.Log.Warn("stored patch is thrown away", "from", from, "to", to, "error", err)
+		return nil, errors.Join(ErrNone, c.remove(ctx, rec))
+	}
+	if err != nil {
+		return nil, err
+	}
+	rec.Used = time.Now()
+	c.mu.Lock()
+	c.used[pair{from, to}] = rec
+	c.mu.Unlock()
+	c.metrics.hits.Inc()
+	return p, nil
+}
+
+func key(from, to toc.Digest) string {
+	return keyPrefix + to.Hex()[:2] + "/" + from.Hex() + "-" + to.Hex()
+}
+
+func (c *Cache) remove(ctx context.Context, rec *meta.Patch) error {
+	if rec.Key != "" {
+		if err := c.cfg.Blobs.Delete(ctx, rec.Key); err != nil && !errors.Is(err, blob.ErrNotExist) {
+			return err
+		}
+	}
+	return c.cfg.Meta.DeletePatch(ctx, rec.Old, rec.New)
+}
+
+// note writes down what was used.
+func (c *Cache) note(ctx context.Context) error {
+	c.mu.Lock()
+	used := c.used
+	c.used = map[pair]*meta.Patch{}
+	c.mu.Unlock()
+	for _, p := range used {
+		if err := c.cfg.Meta.PutPatch(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweep makes room: what was not used for longest goes.
+func (c *Cache) sweep(ctx context.Context) error {
+	if err := c.note(ctx); err != nil {
+		return err
+	}
+	size, err := c.cfg.Meta.PatchBytes(ctx)
+	for err == nil && size > c.cfg.Bytes {
+		var stale []meta.Patch
+		const batch = 64
+		if stale, err = c.cfg.Meta.StalePatches(ctx, batch); err != nil || len(stale) == 0 {
+			break
+		}
+		for i := range stale {
+			if size <= c.cfg.Bytes {
+				break
+			}
+			if err := c.remove(ctx, &stale[i]); err != nil {
+				return err
+			}
+			size -= stale[i].Size
+			c.metrics.evicted.Inc()
+		}
+	}
+	c.metrics.bytes.Set(float64(size))
+	return err
+}
+
+// make makes and keeps the patch of a job.
+func (c *Cache) make(ctx context.Context, j Job) error {
+	rec, err := c.cfg.Meta.Patch(ctx, j.From.Digest, j.To.Digest)
+	if err == nil && (rec.Key == "" || rec.Key == key(j.From.Digest, j.To.Digest)) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, meta.ErrNotFound) {
+		return err
+	}
+	began := time.Now()
+	rec = &meta.Patch{Old: j.From.Digest, New: j.To.Digest, Key: key(j.From.Digest, j.To.Digest)}
+	w, err := c.cfg.Blobs.Create(ctx, rec.Key)
+	if err != nil {
+		return err
+	}
+	rec.Size, err = write(ctx, w, c.cfg.Blobs, j.From, j.To, options(j, c.cfg.Memory))
+	switch {
+	case errors.Is(err, errDear):
+		rec.Key, rec.Size = "", 0
+		err = w.Abort()
+	case err != nil:
+		err = errors.Join(err, w.Abort())
+	default:
+		err = w.Commit()
+	}
+	if err != nil {
+		return fmt.Errorf("patch from %s to %s: %w", j.From.Digest, j.To.Digest, err)
+	}
+	rec.Used = time.Now()
+	if err := c.cfg.Meta.PutPatch(ctx, rec); err != nil {
+		return err
+	}
+	if err := c.sweep(ctx); err != nil {
+		return err
+	}
+	c.metrics.duration.Observe(time.Since(began).Seconds())
+	result := resultMade
+	if rec.Key == "" {
+		result = resultDear
+	}
+	c.metrics.made.WithLabelValues(result).Inc()
+	c.cfg.Log.Debug("patch", "from", j.From.Digest, "to", j.To.Digest, "bytes", rec.Size, "of", j.To.Size, "result", result)
+	return nil
+}

@@ -1,0 +1,137 @@
+package patches
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/patch"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// Job asks for a patch.
+type Job struct{ From, To Object }
+
+// move is a tag that leads to another manifest than before.
+type move struct {
+	repo     string
+	from, to toc.Digest
+}
+
+// task is one of both.
+type task struct {
+	job  *Job
+	move *move
+}
+
+// Want makes a patch some time. It does not block, and forgets the job if too many
+// wait already.
+func (c *Cache) Want(j Job) {
+	if j.To.Size < MinSize || j.From.Size < MinSize || j.From.Digest == j.To.Digest {
+		return
+	}
+	c.enqueue(task{job: &j})
+}
+
+func (c *Cache) enqueue(t task) {
+	if c.cfg.Bytes <= 0 {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.tasks) >= maxQueue {
+		c.metrics.made.WithLabelValues(resultDropped).Inc()
+		return
+	}
+	if t.job != nil {
+		p := pair{t.job.From.Digest, t.job.To.Digest}
+		if c.queued[p] {
+			return
+		}
+		c.queued[p] = true
+	}
+	c.tasks = append(c.tasks, t)
+	c.signal()
+}
+
+// signal tells a worker that there is a task. c.mu is held.
+func (c *Cache) signal() {
+	c.metrics.queued.Set(float64(len(c.tasks) + c.busy))
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// next waits for a task; ok is false when ctx ends.
+func (c *Cache) next(ctx context.Context) (t task, ok bool) {
+	for {
+		c.mu.Lock()
+		if len(c.tasks) > 0 {
+			t, c.tasks = c.tasks[0], c.tasks[1:]
+			c.busy++
+			c.signal() // the next worker
+			c.mu.Unlock()
+			return t, true
+		}
+		c.mu.Unlock()
+		select {
+		case <-c.wake:
+		case <-ctx.Done():
+			return task{}, false
+		}
+	}
+}
+
+// work does one task after the other on a thread of low priority: who waits for a
+// stream goes first.
+func (c *Cache) work(ctx context.Context) {
+	runtime.LockOSThread() // it ends with the goroutine
+	const nice = 10
+	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), nice); err != nil {
+		c.cfg.Log.Warn("patches are made at normal priority", "error", err)
+	}
+	for {
+		t, ok := c.next(ctx)
+		if !ok || ctx.Err() != nil {
+			return
+		}
+		if err := c.do(ctx, t); err != nil && ctx.Err() == nil {
+			c.metrics.made.WithLabelValues(resultFailed).Inc()
+			c.cfg.Log.Warn("patch cannot be made", "error", err)
+		}
+		c.mu.Lock()
+		c.busy--
+		c.metrics.queued.Set(float64(len(c.tasks) + c.busy))
+		if t.job != nil {
+			delete(c.queued, pair{t.job.From.Digest, t.job.To.Digest})
+		}
+		c.mu.Unlock()
+	}
+}
+
+// do does one task. What goes wrong with the contents of one image must not take
+// the streams of others with it.
+func (c *Cache) do(ctx context.Context, t task) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	if t.move != nil {
+		return c.expand(ctx, *t.move)
+	}
+	return c.make(ctx, *t.job)
+}
+
+// options are those for nobody waiting: whatever makes it smaller, as far as
+// memory allows.
+func options(j Job, memory int64) patch.Options {
+	o := patch.Options{Method: patch.RD, Step: 4, Lazy: 24, Memory: memory}
+	if j.To.Size <= patch.AutoRD {
+		o.Passes = 3
+	}
+	return o
+}
