@@ -20,7 +20,15 @@ import (
 type Patches interface {
 	// Patch returns the patch from one object to another, or nil if there is none. A
 	// stream waits for it. What is not there may be made for the next worker.
-	Patch(ctx context.Context, old, nw *toc.Object) (Patch, error)
+	Patch(ctx context.Context, old, nw Source) (Patch, error)
+}
+
+// Source is an object and where it is stored: as number Number of the objects of
+// the layer.
+type Source struct {
+	*toc.Object
+	Layer  toc.Digest // diff ID
+	Number int
 }
 
 // Patch is a stored patch. Its methods are called from one goroutine at a time.
@@ -80,10 +88,10 @@ const (
 // errNoGain ends the encoding of a patch that is hardly smaller than the object.
 var errNoGain = errors.New("the patch does not pay")
 
-// run makes the patch of a job.
-func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, oldObject, newObject int, method patch.Method) error {
+// run makes the patch of a job between objects of two packs.
+func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source, method patch.Method) error {
 	if e.stored != nil {
-		p, err := e.stored.Patch(ctx, j.base, j.object)
+		p, err := e.stored.Patch(ctx, from, to)
 		if err != nil {
 			return err
 		}
@@ -103,14 +111,14 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, oldObject, newO
 	start := time.Now()
 	j.begin(start)
 	var sum, plain int
-	err := patch.Encode(ctx, readObject(old, oldObject, j.base), readObject(nw, newObject, j.object), j.base.Size, j.object.Size,
+	err := patch.Encode(ctx, readObject(old, from.Number, j.base), readObject(nw, to.Number, j.object), j.base.Size, j.object.Size,
 		patch.Options{Method: method, Memory: weight},
 		func(piece int, s []byte) error {
 			if piece == patch.Head {
 				j.head = bytes.Clone(s)
 				return nil
 			}
-			stored := nw.Stored(newObject, piece)
+			stored := nw.Stored(to.Number, piece)
 			seg, size := newSegment(s, j.object.Size)
 			if piece == 0 {
 				size += len(j.head) // they compress little

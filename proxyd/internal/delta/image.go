@@ -26,6 +26,7 @@ type Image struct {
 	places  []Place
 	pieceAt []int // by object: the number of the pieces of those before it
 	index   map[toc.Digest]uint32
+	diffIDs []toc.Digest            // of the layers
 	layers  map[toc.Digest][]uint32 // diff ID → index of each object of the layer
 	rest    []uint32                // the objects of the tree, in the order without predictions
 	needed  []bool                  // by object: the tree has it
@@ -52,6 +53,7 @@ func NewImage(layers []*toc.TOC, tree *toc.Tree) (*Image, error) {
 	}
 	img.layers = make(map[toc.Digest][]uint32, len(layers))
 	for l, t := range layers {
+		img.diffIDs = append(img.diffIDs, t.DiffID)
 		ids := make([]uint32, len(t.Objects))
 		for o := range t.Objects {
 			id := img.index[t.Objects[o].Digest]

@@ -171,7 +171,8 @@ func (p *Patcher) encode(ctx context.Context, j *job, object uint32) error {
 	if err != nil {
 		return err
 	}
-	return p.Encoder.run(ctx, j, old, nw, int(j.of.Object), at.Object, j.method)
+	from := Source{j.base, p.Bases.Layers[j.of.Layer].DiffID, int(j.of.Object)}
+	return p.Encoder.run(ctx, j, old, nw, from, Source{j.object, p.img.diffIDs[at.Layer], at.Object}, j.method)
 }
 
 // linkRate is what the link carries, in bytes a second.

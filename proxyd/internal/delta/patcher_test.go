@@ -172,14 +172,14 @@ type storedPatch struct {
 	segments [][]byte
 }
 
-func (s *storedPatches) Patch(ctx context.Context, old, nw *toc.Object) (Patch, error) {
+func (s *storedPatches) Patch(ctx context.Context, old, nw Source) (Patch, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
 	from, _ := s.old.img.Index(old.Digest)
 	to, _ := s.f.img.Index(nw.Digest)
 	p := &storedPatch{}
-	err := patch.Encode(ctx, readObject(s.old.all[0], int(from), old), readObject(s.f.all[0], int(to), nw), old.Size, nw.Size, patch.Options{},
+	err := patch.Encode(ctx, readObject(s.old.all[0], int(from), old.Object), readObject(s.f.all[0], int(to), nw.Object), old.Size, nw.Size, patch.Options{},
 		func(piece int, b []byte) error {
 			if piece == patch.Head {
 				p.head = bytes.Clone(b)

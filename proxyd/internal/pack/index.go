@@ -35,14 +35,6 @@ func (x *index) StoredLen(object, piece int) int {
 	return n
 }
 
-// Stored is the length of an object as it is stored.
-func (x *index) Stored(object int) (n int64) {
-	for i := range x.Pieces(object) {
-		n += int64(x.StoredLen(object, i))
-	}
-	return n
-}
-
 // frame tells where a piece is.
 func (x *index) frame(object, piece int) (off int64, length int, compressed bool) {
 	if piece < 0 || int64(piece) >= pieces(x.sizes[object]) {

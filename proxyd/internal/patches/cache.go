@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -24,9 +25,6 @@ const (
 	version   = "1"      // of the format; keys of other versions are not looked at
 	keyPrefix = "patch/" + version + "/"
 )
-
-// ErrNone is returned by Get if there is no patch.
-var ErrNone = errors.New("no patch is kept")
 
 // Meta is what a Cache needs of the database. meta.Store is one.
 type Meta interface {
@@ -103,31 +101,47 @@ func (c *Cache) Close() error {
 	return errors.Join(err, c.note(context.Background()))
 }
 
-// Get returns the patch between two objects, which must be closed, or ErrNone.
-func (c *Cache) Get(ctx context.Context, from, to toc.Digest) (*Patch, error) {
+// Patch implements delta.Patches. What is not there is made for the next worker.
+func (c *Cache) Patch(ctx context.Context, from, to delta.Source) (delta.Patch, error) {
+	if c.cfg.Bytes <= 0 || from.Size < MinSize || to.Size < MinSize {
+		return nil, nil
+	}
+	p, known, err := c.get(ctx, from.Digest, to.Digest)
+	if err != nil || p != nil {
+		return p, err
+	}
+	if !known {
+		c.enqueue(task{job: &job{from, to}})
+	}
+	return nil, nil
+}
+
+// get returns the patch between two objects, if there is one; known tells whether it
+// was tried to make it.
+func (c *Cache) get(ctx context.Context, from, to toc.Digest) (p delta.Patch, known bool, err error) {
 	rec, err := c.cfg.Meta.Patch(ctx, from, to)
 	switch {
 	case errors.Is(err, meta.ErrNotFound):
-		return nil, ErrNone
+		return nil, false, nil
 	case err != nil:
-		return nil, err
+		return nil, false, err
 	case rec.Key != key(from, to):
-		return nil, ErrNone
+		return nil, rec.Key == "", nil
 	}
-	p, err := open(ctx, c.cfg.Blobs, rec.Key)
+	s, err := open(ctx, c.cfg.Blobs, rec.Key)
 	if errors.Is(err, ErrDamaged) || errors.Is(err, blob.ErrNotExist) {
 		c.cfg.Log.Warn("stored patch is thrown away", "from", from, "to", to, "error", err)
-		return nil, errors.Join(ErrNone, c.remove(ctx, rec))
+		return nil, false, c.remove(ctx, rec)
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	rec.Used = time.Now()
 	c.mu.Lock()
 	c.used[pair{from, to}] = rec
 	c.mu.Unlock()
 	c.metrics.hits.Inc()
-	return p, nil
+	return s, true, nil
 }
 
 func key(from, to toc.Digest) string {
@@ -184,22 +198,40 @@ func (c *Cache) sweep(ctx context.Context) error {
 	return err
 }
 
+// locate finds the pack of an object.
+func (c *Cache) locate(ctx context.Context, s delta.Source) (object, error) {
+	l, err := c.cfg.Meta.Layer(ctx, s.Layer)
+	if err != nil {
+		return object{}, err
+	}
+	return object{digest: s.Digest, size: s.Size, pack: l.PackKey, number: s.Number}, nil
+}
+
 // make makes and keeps the patch of a job.
-func (c *Cache) make(ctx context.Context, j Job) error {
-	rec, err := c.cfg.Meta.Patch(ctx, j.From.Digest, j.To.Digest)
-	if err == nil && (rec.Key == "" || rec.Key == key(j.From.Digest, j.To.Digest)) {
+func (c *Cache) make(ctx context.Context, j job) error {
+	old, nw := j.from.Digest, j.to.Digest
+	rec, err := c.cfg.Meta.Patch(ctx, old, nw)
+	if err == nil && (rec.Key == "" || rec.Key == key(old, nw)) {
 		return nil
 	}
 	if err != nil && !errors.Is(err, meta.ErrNotFound) {
 		return err
 	}
+	from, err := c.locate(ctx, j.from)
+	if err != nil {
+		return err
+	}
+	to, err := c.locate(ctx, j.to)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
-	rec = &meta.Patch{Old: j.From.Digest, New: j.To.Digest, Key: key(j.From.Digest, j.To.Digest)}
+	rec = &meta.Patch{Old: old, New: nw, Key: key(old, nw)}
 	w, err := c.cfg.Blobs.Create(ctx, rec.Key)
 	if err != nil {
 		return err
 	}
-	rec.Size, err = write(ctx, w, c.cfg.Blobs, j.From, j.To, options(j, c.cfg.Memory))
+	rec.Size, err = write(ctx, w, c.cfg.Blobs, from, to, options(to.size, c.cfg.Memory))
 	switch {
 	case errors.Is(err, errDear):
 		rec.Key, rec.Size = "", 0
@@ -210,7 +242,7 @@ func (c *Cache) make(ctx context.Context, j Job) error {
 		err = w.Commit()
 	}
 	if err != nil {
-		return fmt.Errorf("patch from %s to %s: %w", j.From.Digest, j.To.Digest, err)
+		return fmt.Errorf("patch from %s to %s: %w", old, nw, err)
 	}
 	rec.Used = time.Now()
 	if err := c.cfg.Meta.PutPatch(ctx, rec); err != nil {
@@ -225,6 +257,6 @@ func (c *Cache) make(ctx context.Context, j Job) error {
 		result = resultDear
 	}
 	c.metrics.made.WithLabelValues(result).Inc()
-	c.cfg.Log.Debug("patch", "from", j.From.Digest, "to", j.To.Digest, "bytes", rec.Size, "of", j.To.Size, "result", result)
+	c.cfg.Log.Debug("patch", "from", old, "to", nw, "bytes", rec.Size, "of", to.size, "result", result)
 	return nil
 }

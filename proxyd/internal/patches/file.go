@@ -10,8 +10,7 @@ import (
 	"io"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
-	"github.com/starlight-delta/starlight/proxyd/wire"
-	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 )
 
 const (
@@ -26,68 +25,67 @@ var ErrDamaged = errors.New("stored patch is damaged")
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// Entry is a part of a frame.
-type Entry struct {
-	Length int
-	Plain  bool // a piece as it is, not a segment
-}
-
-// frame is a frame as the index has it.
-type frame struct {
+// part is the head or a segment, as the index has it.
+type part struct {
 	off        int64
 	length     int
 	compressed bool
 	sum        uint32
-	first      int // number of the first entry
-	entries    int
+	size       int // decoded
 }
 
-// Patch is a stored patch. It must be closed, and may be used by several
-// goroutines.
-type Patch struct {
-	r       blob.Reader
-	frames  []frame
-	entries []Entry
+// stored is a patch in the blob store. It implements delta.Patch.
+type stored struct {
+	r        blob.Reader
+	head     part
+	segments []part
 }
 
-// Frames returns the number of frames.
-func (p *Patch) Frames() int { return len(p.frames) }
+// Head returns the head of the patch.
+func (p *stored) Head() ([]byte, error) { return p.read(&p.head) }
 
-// Frame returns what frame i holds: the first of its entries is the head of the
-// patch if first is -1, else piece number first; and its bytes, appended to dst.
-func (p *Patch) Frame(dst []byte, i int) (contents []byte, compressed bool, first int, entries []Entry, err error) {
-	f := &p.frames[i]
-	n := len(dst)
-	contents = append(dst, make([]byte, f.length)...)
-	if err := readAt(p.r, contents[n:], f.off); err != nil {
-		return nil, false, 0, nil, err
+// Segment returns the segment of a piece as it is stored: one zstd frame if
+// compressed, and the size of what it decodes to, 0 if the piece is not patched.
+func (p *stored) Segment(piece int) (enc []byte, compressed bool, size int, err error) {
+	if piece < 0 || piece >= len(p.segments) {
+		return nil, false, 0, fmt.Errorf("no piece %d: %w", piece, ErrDamaged)
 	}
-	if crc32.Checksum(contents[n:], castagnoli) != f.sum {
-		return nil, false, 0, nil, fmt.Errorf("frame %d: %w", i, ErrDamaged)
+	s := &p.segments[piece]
+	if s.size == 0 {
+		return nil, false, 0, nil
 	}
-	return contents, f.compressed, f.first - 1, p.entries[f.first : f.first+f.entries], nil
+	enc, err = p.read(s)
+	return enc, s.compressed, s.size, err
 }
-
-// Size is the number of bytes of the patch.
-func (p *Patch) Size() int64 { return p.r.Size() }
 
 // Close closes the blob below.
-func (p *Patch) Close() error { return p.r.Close() }
+func (p *stored) Close() error { return p.r.Close() }
+
+func (p *stored) read(s *part) ([]byte, error) {
+	b := make([]byte, s.length)
+	if err := readAt(p.r, b, s.off); err != nil {
+		return nil, err
+	}
+	if crc32.Checksum(b, castagnoli) != s.sum {
+		return nil, fmt.Errorf("%d bytes at %d: %w", s.length, s.off, ErrDamaged)
+	}
+	return b, nil
+}
 
 // open reads the index of a stored patch.
-func open(ctx context.Context, s blob.Store, key string) (*Patch, error) {
+func open(ctx context.Context, s blob.Store, key string) (*stored, error) {
 	r, err := s.Open(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	p := &Patch{r: r}
+	p := &stored{r: r}
 	if err := p.readIndex(); err != nil {
 		return nil, errors.Join(fmt.Errorf("patch %q: %w", key, err), r.Close())
 	}
 	return p, nil
 }
 
-func (p *Patch) readIndex() error {
+func (p *stored) readIndex() error {
 	body := p.r.Size() - trailerSize - int64(len(magic))
 	if body < 0 {
 		return fmt.Errorf("%d bytes: %w", p.r.Size(), ErrDamaged)
@@ -110,8 +108,8 @@ func (p *Patch) readIndex() error {
 	return p.parse(ix, int64(len(magic))+body-int64(n))
 }
 
-// parse reads the index of frames that end at offset end.
-func (p *Patch) parse(ix []byte, end int64) error {
+// parse reads the index of parts that end at offset end.
+func (p *stored) parse(ix []byte, end int64) error {
 	bad := false
 	num := func(most uint64) int {
 		v, n := binary.Uvarint(ix)
@@ -123,21 +121,22 @@ func (p *Patch) parse(ix []byte, end int64) error {
 		return int(v)
 	}
 	off := int64(len(magic))
-	for range num(uint64(len(ix))) {
-		v := num(2*wire.MaxData + 1)
+	next := func() part {
+		v := num(2*patch.MaxSegment + 1)
 		if len(ix) < 4 {
-			bad = true
-			break
+			bad, ix = true, nil
+			return part{}
 		}
-		f := frame{off: off, length: v >> 1, compressed: v&1 != 0, sum: binary.LittleEndian.Uint32(ix), first: len(p.entries)}
+		s := part{off: off, length: v >> 1, compressed: v&1 != 0, sum: binary.LittleEndian.Uint32(ix)}
 		ix = ix[4:]
-		f.entries = num(wire.MaxCount)
-		for range f.entries {
-			v := num(2*toc.PieceSize + 1)
-			p.entries = append(p.entries, Entry{Length: v >> 1, Plain: v&1 != 0})
-		}
-		off += int64(f.length)
-		p.frames = append(p.frames, f)
+		off += int64(s.length)
+		return s
+	}
+	p.head = next()
+	for n := num(uint64(len(ix))); n > 0 && !bad; n-- {
+		s := next()
+		s.size = num(patch.MaxSegment)
+		p.segments = append(p.segments, s)
 	}
 	if bad || len(ix) > 0 || off != end {
 		return fmt.Errorf("index: %w", ErrDamaged)
@@ -147,10 +146,11 @@ func (p *Patch) parse(ix []byte, end int64) error {
 
 // writer writes a patch as it is stored.
 type writer struct {
-	w      io.Writer
-	frames []byte // of the index
-	n      int
-	size   int64
+	w     io.Writer
+	index []byte // head and segments
+	head  int    // bytes of index that are the head's
+	n     int
+	size  int64
 }
 
 func newWriter(w io.Writer) (*writer, error) {
@@ -158,29 +158,36 @@ func newWriter(w io.Writer) (*writer, error) {
 	return &writer{w: w, size: int64(len(magic))}, err
 }
 
-func (w *writer) frame(contents []byte, compressed bool, entries []Entry) error {
+func (w *writer) part(b []byte, compressed bool) error {
 	flag := uint64(0)
 	if compressed {
 		flag = 1
 	}
-	w.frames = binary.AppendUvarint(w.frames, uint64(len(contents))<<1|flag)
-	w.frames = binary.LittleEndian.AppendUint32(w.frames, crc32.Checksum(contents, castagnoli))
-	w.frames = binary.AppendUvarint(w.frames, uint64(len(entries)))
-	for _, e := range entries {
-		plain := uint64(0)
-		if e.Plain {
-			plain = 1
-		}
-		w.frames = binary.AppendUvarint(w.frames, uint64(e.Length)<<1|plain)
-	}
+	w.index = binary.AppendUvarint(w.index, uint64(len(b))<<1|flag)
+	w.index = binary.LittleEndian.AppendUint32(w.index, crc32.Checksum(b, castagnoli))
+	w.size += int64(len(b))
+	_, err := w.w.Write(b)
+	return err
+}
+
+func (w *writer) addHead(b []byte) error {
+	err := w.part(b, false)
+	w.head = len(w.index)
+	return err
+}
+
+// segment adds the next one; size is 0 if the piece is not patched.
+func (w *writer) segment(b []byte, compressed bool, size int) error {
+	err := w.part(b, compressed)
+	w.index = binary.AppendUvarint(w.index, uint64(size))
 	w.n++
-	w.size += int64(len(contents))
-	_, err := w.w.Write(contents)
 	return err
 }
 
 func (w *writer) finish() error {
-	ix := append(binary.AppendUvarint(nil, uint64(w.n)), w.frames...)
+	ix := append([]byte(nil), w.index[:w.head]...)
+	ix = binary.AppendUvarint(ix, uint64(w.n))
+	ix = append(ix, w.index[w.head:]...)
 	sum := sha256.Sum256(ix)
 	n := uint64(len(ix))
 	ix = binary.LittleEndian.AppendUint64(ix, n)

@@ -5,172 +5,150 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
 	"github.com/starlight-delta/starlight/proxyd/internal/pack"
-	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
-// solid is how much is compressed together. A reader waits for a whole frame.
-const solid = 1 << 20
-
 // errDear is returned for a patch that is not worth its bytes.
 var errDear = errors.New("the patch saves too little")
 
-// Object is an object in a pack.
-type Object struct {
-	Digest toc.Digest
-	Size   int64
-	Pack   string // key
-	Number int    // in the pack
+// object is an object in a pack.
+type object struct {
+	digest toc.Digest
+	size   int64
+	pack   string // key
+	number int    // in the pack
 }
 
 // maker makes one patch.
 type maker struct {
-	out   *writer
-	most  int64 // bytes that the patch may have
-	check *patch.Applier
-	sum   interface {
-		io.Writer
-		Sum(b []byte) []byte
-	}
+	out    *writer
+	plain  *pack.Reader // of the new object
+	object object
+	most   int64 // bytes that may be sent
+	rest   int64 // bytes of the pieces that are not patched
 
-	enc     *zstd.Encoder
-	dec     *zstd.Decoder
-	plain   []byte
-	entries []Entry
-	piece   int // of the first entry that is not yet checked
-	z, buf  []byte
-	apply   func(head []byte) (*patch.Applier, error)
+	apply  func(head []byte) (*patch.Applier, error)
+	check  *patch.Applier
+	sum    hash.Hash // of what a worker will make
+	enc    *zstd.Encoder
+	dec    *zstd.Decoder
+	z, buf []byte
 }
 
 // write makes the patch between two objects and writes it, checked, to out.
-func write(ctx context.Context, out io.Writer, blobs blob.Store, from, to Object, o patch.Options) (size int64, err error) {
-	var r [2]*io.SectionReader
-	var stored int64
-	for i, x := range []Object{from, to} {
-		p, err := pack.Open(ctx, blobs, x.Pack)
-		if err != nil {
-			return 0, err
-		}
-		defer p.Close()
-		if x.Number >= p.Objects() || p.Size(x.Number) != x.Size {
-			return 0, fmt.Errorf("pack %q has no object %s as number %d", x.Pack, x.Digest, x.Number)
-		}
-		r[i] = p.Object(x.Number)
-		if i == 1 {
-			stored = p.Stored(x.Number)
-		}
-	}
-	return writePatch(ctx, out, r[0], r[1], from.Size, to, stored*3/4, o)
-}
-
-// writePatch gives up when the patch gets larger than most.
-func writePatch(ctx context.Context, out io.Writer, from, to io.ReaderAt, oldSize int64, want Object, most int64, o patch.Options) (int64, error) {
-	w, err := newWriter(out)
+func write(ctx context.Context, out io.Writer, blobs blob.Store, from, to object, o patch.Options) (size int64, err error) {
+	old, err := openObject(ctx, blobs, from)
 	if err != nil {
 		return 0, err
 	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(4<<20), zstd.WithEncoderCRC(false))
+	defer old.Close()
+	nw, err := openObject(ctx, blobs, to)
 	if err != nil {
 		return 0, err
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(wire.MaxData))
+	defer nw.Close()
+	m := &maker{plain: nw, object: to, sum: sha256.New()}
+	if m.out, err = newWriter(out); err != nil {
+		return 0, err
+	}
+	m.enc, err = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1),
+		zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(false))
 	if err != nil {
 		return 0, err
 	}
-	defer dec.Close()
-	m := &maker{out: w, most: most, enc: enc, dec: dec, sum: sha256.New(), piece: -1, entries: []Entry{{}}}
-	m.apply = func(head []byte) (*patch.Applier, error) { return patch.NewApplier(from, oldSize, want.Size, head) }
-	if err := patch.Encode(ctx, from, to, oldSize, want.Size, o, m.add); err != nil {
+	if m.dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(patch.MaxSegment)); err != nil {
 		return 0, err
 	}
-	if err := m.flush(); err != nil {
+	defer m.dec.Close()
+	for i := range nw.Pieces(to.number) {
+		m.most += int64(nw.Stored(to.number, i)) * 3 / 4
+	}
+	r := old.Object(from.number)
+	m.apply = func(head []byte) (*patch.Applier, error) { return patch.NewApplier(r, from.size, to.size, head) }
+	if err := patch.Encode(ctx, r, nw.Object(to.number), from.size, to.size, o, m.add); err != nil {
 		return 0, err
 	}
-	if toc.Digest(m.sum.Sum(nil)) != want.Digest {
-		return 0, fmt.Errorf("the patch makes another object than %s", want.Digest)
+	if toc.Digest(m.sum.Sum(nil)) != to.digest {
+		return 0, fmt.Errorf("the patch makes another object than %s", to.digest)
 	}
-	if err := w.finish(); err != nil {
+	if err := m.out.finish(); err != nil {
 		return 0, err
 	}
-	if w.size > most {
+	if m.out.size+m.rest > m.most {
 		return 0, errDear
 	}
-	return w.size, nil
+	return m.out.size, nil
 }
 
-// add takes what patch.Encode emits.
-func (m *maker) add(piece int, b []byte) error {
-	if piece == patch.Head {
-		m.plain = append(m.plain, b...)
-		m.entries[0].Length = len(b)
-		return nil
+func openObject(ctx context.Context, blobs blob.Store, o object) (*pack.Reader, error) {
+	p, err := pack.Open(ctx, blobs, o.pack)
+	if err != nil {
+		return nil, err
 	}
-	p, plain := patch.Plain(b)
-	if plain {
-		b = p
+	if o.number >= p.Objects() || p.Size(o.number) != o.size {
+		return nil, errors.Join(fmt.Errorf("pack %q has no object %s as number %d", o.pack, o.digest, o.number), p.Close())
 	}
-	if len(m.plain)+len(b) > solid || len(m.entries) == wire.MaxCount {
-		if err := m.flush(); err != nil {
+	return p, nil
+}
+
+// add takes what patch.Encode emits, writes it, and checks what a worker will make
+// of what was written.
+func (m *maker) add(piece int, b []byte) (err error) {
+	if m.check == nil {
+		var head []byte
+		if piece == patch.Head {
+			head = b
+		}
+		if err := m.out.addHead(head); err != nil {
+			return err
+		}
+		if m.check, err = m.apply(head); err != nil || piece == patch.Head {
 			return err
 		}
 	}
-	m.plain = append(m.plain, b...)
-	m.entries = append(m.entries, Entry{Length: len(b), Plain: plain})
-	return nil
-}
-
-// flush writes a frame and checks what a worker will make of it.
-func (m *maker) flush() error {
-	if len(m.entries) == 0 {
-		return nil
+	enc, compressed := b, false
+	if m.z = m.enc.EncodeAll(b, m.z[:0]); len(m.z) < len(b) {
+		enc, compressed = m.z, true
 	}
-	contents, compressed := m.plain, false
-	if z := m.enc.EncodeAll(m.plain, m.z[:0]); len(z) < len(m.plain) {
-		contents, compressed, m.z = z, true, z
+	if len(enc) >= m.plain.Stored(m.object.number, piece) {
+		return m.unpatched(piece)
 	}
-	if err := m.out.frame(contents, compressed, m.entries); err != nil {
+	if err := m.out.segment(enc, compressed, len(b)); err != nil {
 		return err
 	}
-	if m.out.size > m.most {
+	if m.out.size+m.rest > m.most {
 		return errDear
 	}
-	got := contents
 	if compressed {
-		var err error
-		if got, err = m.dec.DecodeAll(contents, nil); err != nil {
+		if b, err = m.dec.DecodeAll(enc, nil); err != nil {
 			return err
 		}
 	}
-	for _, e := range m.entries {
-		if err := m.verify(got[:e.Length], e.Plain); err != nil {
-			return err
-		}
-		got = got[e.Length:]
+	if m.buf, err = m.check.Apply(m.buf[:0], piece, b); err != nil {
+		return err
 	}
-	m.plain, m.entries = m.plain[:0], m.entries[:0]
-	return nil
+	_, err = m.sum.Write(m.buf)
+	return err
 }
 
-// verify makes the next piece and adds it to the digest.
-func (m *maker) verify(b []byte, plain bool) (err error) {
-	switch {
-	case m.piece < 0:
-		m.check, err = m.apply(b)
-	case plain:
-		_, err = m.sum.Write(b)
-	default:
-		if m.buf, err = m.check.Apply(m.buf[:0], m.piece, b); err == nil {
-			_, err = m.sum.Write(m.buf)
-		}
+// unpatched says that a piece is sent as it is stored.
+func (m *maker) unpatched(piece int) (err error) {
+	if m.rest += int64(m.plain.Stored(m.object.number, piece)); m.rest > m.most {
+		return errDear
 	}
-	m.piece++
-	return err
+	if m.buf, err = m.plain.AppendPiece(m.buf[:0], m.object.number, piece); err != nil {
+		return err
+	}
+	if _, err := m.sum.Write(m.buf); err != nil {
+		return err
+	}
+	return m.out.segment(nil, false, 0)
 }

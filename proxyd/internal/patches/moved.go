@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -50,14 +51,14 @@ func (c *Cache) expand(ctx context.Context, m move) error {
 	jobs := pairs(from, to)
 	c.cfg.Log.Info("a tag has moved", "repo", m.repo, "from", m.from, "to", m.to, "patches", len(jobs))
 	for _, j := range jobs {
-		c.Want(j)
+		c.enqueue(task{job: &j})
 	}
 	return nil
 }
 
 // contents are the files of an image that are large enough.
 type contents struct {
-	objects map[toc.Digest]Object
+	objects map[toc.Digest]delta.Source
 	order   []string // the paths, in the order of the tree
 	paths   map[string]toc.Digest
 	alike   map[string]toc.Digest // by path with numbers normalised
@@ -68,7 +69,7 @@ func (c *Cache) contents(ctx context.Context, repo string, manifest toc.Digest) 
 	if err != nil {
 		return nil, err
 	}
-	out := &contents{objects: map[toc.Digest]Object{}, paths: map[string]toc.Digest{}, alike: map[string]toc.Digest{}}
+	out := &contents{objects: map[toc.Digest]delta.Source{}, paths: map[string]toc.Digest{}, alike: map[string]toc.Digest{}}
 	tocs := make([]*toc.TOC, len(img.Layers))
 	for i, l := range img.Layers {
 		rec, err := c.cfg.Meta.Layer(ctx, l.DiffID)
@@ -82,8 +83,9 @@ func (c *Cache) contents(ctx context.Context, repo string, manifest toc.Digest) 
 		if tocs[i], err = toc.Decode(enc); err != nil {
 			return nil, fmt.Errorf("table of contents of layer %s: %w", l.DiffID, err)
 		}
-		for n, o := range tocs[i].Objects {
-			out.objects[o.Digest] = Object{Digest: o.Digest, Size: o.Size, Pack: rec.PackKey, Number: n}
+		for n := range tocs[i].Objects {
+			o := &tocs[i].Objects[n]
+			out.objects[o.Digest] = delta.Source{Object: o, Layer: l.DiffID, Number: n}
 		}
 	}
 	tree, err := toc.Merge(tocs...)
@@ -120,8 +122,8 @@ func normal(path string) string {
 }
 
 // pairs are the objects of to that from has not, each with the one most like it.
-func pairs(from, to *contents) []Job {
-	var jobs []Job
+func pairs(from, to *contents) []job {
+	var jobs []job
 	done := map[toc.Digest]bool{}
 	for _, path := range to.order {
 		d := to.paths[path]
@@ -134,7 +136,7 @@ func pairs(from, to *contents) []Job {
 		}
 		if ok {
 			done[d] = true
-			jobs = append(jobs, Job{From: from.objects[base], To: to.objects[d]})
+			jobs = append(jobs, job{from.objects[base], to.objects[d]})
 		}
 	}
 	return jobs

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob/fsblob"
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta/sqlstore"
 	"github.com/starlight-delta/starlight/proxyd/internal/pack"
@@ -82,7 +83,7 @@ func (e *env) idle(t testing.TB) {
 }
 
 // layer stores files as a layer and returns its objects.
-func (e *env) layer(t testing.TB, name string, files map[string][]byte, order ...string) []Object {
+func (e *env) layer(t testing.TB, name string, files map[string][]byte, order ...string) []delta.Source {
 	t.Helper()
 	var pb bytes.Buffer
 	w, err := pack.NewWriter(&pb)
@@ -91,9 +92,9 @@ func (e *env) layer(t testing.TB, name string, files map[string][]byte, order ..
 	}
 	b := toc.NewBuilder()
 	var packed []pack.Object
-	var out []Object
+	var out []delta.Source
 	n := uint32(0)
-	key := "pack/" + name
+	key, id := "pack/"+name, toc.Digest(sha256.Sum256([]byte(name)))
 	for _, path := range order {
 		c := files[path]
 		po, entry := pack.Object{Size: int64(len(c))}, toc.Entry{Name: path, Mode: 0o644, Size: int64(len(c)), Object: sha256.Sum256(c)}
@@ -113,7 +114,7 @@ func (e *env) layer(t testing.TB, name string, files map[string][]byte, order ..
 		if _, _, err := b.Add(entry, sums); err != nil {
 			t.Fatal(err)
 		}
-		out = append(out, Object{Digest: entry.Object, Size: entry.Size, Pack: key, Number: len(packed)})
+		out = append(out, delta.Source{Object: &toc.Object{Digest: entry.Object, Size: entry.Size, Pieces: sums}, Layer: id, Number: len(packed)})
 		packed = append(packed, po)
 	}
 	if err := w.Finish(packed); err != nil {
@@ -129,7 +130,6 @@ func (e *env) layer(t testing.TB, name string, files map[string][]byte, order ..
 	if err := bw.Commit(); err != nil {
 		t.Fatal(err)
 	}
-	id := toc.Digest(sha256.Sum256([]byte(name)))
 	e.tocs[id] = b.TOC(id).Encode()
 	rec := &meta.Layer{DiffID: id, TOC: sha256.Sum256(e.tocs[id]), TOCKey: "toc/" + name, PackKey: key}
 	if err := e.store.PutLayer(t.Context(), rec, &meta.LayerBlob{Digest: id, Size: 1, DiffID: id}); err != nil {
@@ -154,78 +154,101 @@ func changed(b []byte) []byte {
 }
 
 // made applies a patch as a worker does.
-func made(t testing.TB, p *Patch, from []byte, size int) []byte {
+func made(t testing.TB, p delta.Patch, from, to []byte) []byte {
 	t.Helper()
 	dec, err := zstd.NewReader(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dec.Close()
+	head, err := p.Head()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, err := patch.NewApplier(bytes.NewReader(from), int64(len(from)), int64(len(to)), head)
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out []byte
-	var a *patch.Applier
-	for i := range p.Frames() {
-		b, compressed, first, entries, err := p.Frame(nil, i)
+	for i := 0; len(out) < len(to); i++ {
+		b, compressed, size, err := p.Segment(i)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if size == 0 {
+			out = append(out, to[len(out):min(len(out)+toc.PieceSize, len(to))]...)
+			continue
 		}
 		if compressed {
 			if b, err = dec.DecodeAll(b, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
-		for k, e := range entries {
-			part := b[:e.Length]
-			b = b[e.Length:]
-			switch piece := first + k; {
-			case piece < 0:
-				a, err = patch.NewApplier(bytes.NewReader(from), int64(len(from)), int64(size), part)
-			case e.Plain:
-				out = append(out, part...)
-			default:
-				out, err = a.Apply(out, piece, part)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+		if len(b) != size {
+			t.Errorf("segment %d has %d bytes, want %d", i, len(b), size)
+		}
+		if out, err = a.Apply(out, i, b); err != nil {
+			t.Fatal(err)
 		}
 	}
 	return out
 }
 
-func TestCache(t *testing.T) {
-	e := newEnv(t, 1<<30)
-	a, b := noise(1, 3<<20), noise(2, 100_000)
-	from := e.layer(t, "from", map[string][]byte{"a": a, "b": b, "c": noise(3, 200_000)}, "a", "b", "c")
-	to := e.layer(t, "to", map[string][]byte{"a": changed(a), "b": changed(b), "c": noise(4, 200_000)}, "a", "b", "c")
-	for i := range from {
-		for range 3 {
-			e.Want(Job{from[i], to[i]})
-		}
+// size is what is kept of a patch.
+func (e *env) size(t testing.TB, from, to delta.Source) int64 {
+	t.Helper()
+	rec, err := e.store.Patch(t.Context(), from.Digest, to.Digest)
+	if err != nil {
+		t.Fatal(err)
 	}
-	e.idle(t)
-	for i, old := range [][]byte{a, b} {
-		p, err := e.Get(t.Context(), from[i].Digest, to[i].Digest)
+	return rec.Size
+}
+
+// wait returns the patch once it has been asked for and made, nil if it is not made.
+func (e *env) wait(t testing.TB, from, to delta.Source) delta.Patch {
+	t.Helper()
+	for range 2 {
+		p, err := e.Patch(t.Context(), from, to)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := made(t, p, old, int(to[i].Size)); sha256.Sum256(got) != to[i].Digest {
-			t.Errorf("object %d: the patch makes something else", i)
+		if p != nil {
+			t.Cleanup(func() { _ = p.Close() })
+			return p
 		}
-		if p.Size() > to[i].Size/50 {
-			t.Errorf("object %d: %d bytes for %d", i, p.Size(), to[i].Size)
-		}
-		if err := p.Close(); err != nil {
-			t.Error(err)
-		}
+		e.idle(t)
 	}
-	if _, err := e.Get(t.Context(), from[2].Digest, to[2].Digest); !errors.Is(err, ErrNone) {
-		t.Errorf("patch of objects that have nothing in common: %v", err)
+	return nil
+}
+
+func TestCache(t *testing.T) {
+	e := newEnv(t, 1<<30)
+	a, b := noise(1, 3<<20), noise(2, 100_000)
+	half := append(changed(a[:1<<20]), noise(9, 1<<20)...) // the second piece is new
+	files := map[string][]byte{"a": a, "b": b, "c": noise(3, 200_000), "d": a, "e": noise(5, MinSize-1)}
+	next := map[string][]byte{"a": changed(a), "b": changed(b), "c": noise(4, 200_000), "d": half, "e": changed(noise(5, MinSize-1))}
+	order := []string{"a", "b", "c", "d", "e"}
+	from, to := e.layer(t, "from", files, order...), e.layer(t, "to", next, order...)
+	for i, name := range order {
+		p := e.wait(t, from[i], to[i])
+		if name == "c" || name == "e" {
+			if p != nil {
+				t.Errorf("%s: there is a patch", name)
+			}
+			continue
+		}
+		if p == nil {
+			t.Fatalf("%s: no patch", name)
+		}
+		if got := made(t, p, files[name], next[name]); !bytes.Equal(got, next[name]) {
+			t.Errorf("%s: the patch makes something else", name)
+		}
+		if n := e.size(t, from[i], to[i]); name != "d" && n > to[i].Size/50 {
+			t.Errorf("%s: %d bytes for %d", name, n, to[i].Size)
+		}
 	}
 	if rec, err := e.store.Patch(t.Context(), from[2].Digest, to[2].Digest); err != nil || rec.Key != "" {
 		t.Errorf("it is not remembered that the patch is dear: %v, %v", rec, err)
-	}
-	if _, err := e.Get(t.Context(), to[0].Digest, from[0].Digest); !errors.Is(err, ErrNone) {
-		t.Errorf("patch that nobody wanted: %v", err)
 	}
 
 	t.Run("restart", func(t *testing.T) {
@@ -233,9 +256,9 @@ func TestCache(t *testing.T) {
 			t.Fatal(err)
 		}
 		e.open(1 << 30)
-		p, err := e.Get(t.Context(), from[0].Digest, to[0].Digest)
-		if err != nil {
-			t.Fatal(err)
+		p, err := e.Patch(t.Context(), from[0], to[0])
+		if err != nil || p == nil {
+			t.Fatalf("got %v, %v", p, err)
 		}
 		_ = p.Close()
 	})
@@ -254,29 +277,21 @@ func TestCache(t *testing.T) {
 			if err := os.WriteFile(name, bad, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			p, err := e.Get(t.Context(), from[0].Digest, to[0].Digest)
-			if err == nil { // the index is well
-				_, _, _, _, err = p.Frame(nil, 0)
-				_ = p.Close()
-				if !errors.Is(err, ErrDamaged) {
+			p, err := e.Patch(t.Context(), from[0], to[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			if p != nil { // the index is well
+				if _, _, _, err = p.Segment(0); !errors.Is(err, ErrDamaged) {
 					t.Errorf("byte %d: got %v, want ErrDamaged", at, err)
 				}
+				_ = p.Close()
 				continue
 			}
-			if !errors.Is(err, ErrNone) {
-				t.Errorf("byte %d: got %v, want ErrNone", at, err)
+			if e.wait(t, from[0], to[0]) == nil {
+				t.Errorf("byte %d: the patch is not made again", at)
 			}
-			if _, err := e.store.Patch(t.Context(), from[0].Digest, to[0].Digest); !errors.Is(err, meta.ErrNotFound) {
-				t.Errorf("the damaged patch is still known: %v", err)
-			}
-			e.Want(Job{from[0], to[0]})
-			e.idle(t)
 		}
-		p, err := e.Get(t.Context(), from[0].Digest, to[0].Digest)
-		if err != nil {
-			t.Fatalf("a damaged patch is not made again: %v", err)
-		}
-		_ = p.Close()
 	})
 }
 
@@ -286,11 +301,9 @@ func TestWrongObject(t *testing.T) {
 	a := noise(1, 1<<20)
 	from := e.layer(t, "from", map[string][]byte{"a": a}, "a")[0]
 	to := e.layer(t, "to", map[string][]byte{"a": changed(a)}, "a")[0]
-	to.Digest[0]++
-	e.Want(Job{from, to})
-	e.idle(t)
-	if _, err := e.Get(t.Context(), from.Digest, to.Digest); !errors.Is(err, ErrNone) {
-		t.Fatalf("got %v, want ErrNone", err)
+	to.Object.Digest[0]++
+	if e.wait(t, from, to) != nil {
+		t.Fatal("there is a patch")
 	}
 	if _, err := e.blobs.Stat(t.Context(), key(from.Digest, to.Digest)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("something was stored: %v", err)
@@ -310,10 +323,11 @@ func TestQuota(t *testing.T) {
 	}
 	from, to := e.layer(t, "from", files, order...), e.layer(t, "to", next, order...)
 	for i := range n {
-		e.Want(Job{from[i], to[i]})
-		e.idle(t)
-		p, err := e.Get(t.Context(), from[0].Digest, to[0].Digest) // the first is always in use
-		if err != nil {
+		if e.wait(t, from[i], to[i]) == nil {
+			t.Fatalf("%d is not made", i)
+		}
+		p, err := e.Patch(t.Context(), from[0], to[0]) // the first is always in use
+		if err != nil || p == nil {
 			t.Fatalf("after %d: %v", i, err)
 		}
 		_ = p.Close()
@@ -322,7 +336,7 @@ func TestQuota(t *testing.T) {
 	if err != nil || size > 20_000 || size < 10_000 {
 		t.Errorf("%d bytes are kept, want at most 20000: %v", size, err)
 	}
-	if _, err := e.Get(t.Context(), from[1].Digest, to[1].Digest); !errors.Is(err, ErrNone) {
+	if _, err := e.store.Patch(t.Context(), from[1].Digest, to[1].Digest); !errors.Is(err, meta.ErrNotFound) {
 		t.Errorf("the oldest that nobody used is still there: %v", err)
 	}
 	if _, err := e.blobs.Stat(t.Context(), key(from[1].Digest, to[1].Digest)); !errors.Is(err, os.ErrNotExist) {
@@ -362,12 +376,9 @@ func TestSeen(t *testing.T) {
 	}
 	e.idle(t)
 	for i, name := range []string{"same path", "number in the path"} {
-		p, err := e.Get(t.Context(), from[i].Digest, to[i].Digest)
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-			continue
+		if n := e.size(t, from[i], to[i]); n == 0 || n > 2000 {
+			t.Errorf("%s: %d bytes", name, n)
 		}
-		_ = p.Close()
 	}
 	all, err := e.store.StalePatches(t.Context(), 100)
 	if err != nil || len(all) != 2 {
@@ -380,24 +391,20 @@ func TestDisabled(t *testing.T) {
 	a := noise(1, 100_000)
 	from := e.layer(t, "from", map[string][]byte{"a": a}, "a")[0]
 	to := e.layer(t, "to", map[string][]byte{"a": changed(a)}, "a")[0]
-	e.Want(Job{from, to})
-	if len(e.tasks) != 0 {
-		t.Error("a task is queued")
-	}
-	if _, err := e.Get(t.Context(), from.Digest, to.Digest); !errors.Is(err, ErrNone) {
-		t.Errorf("got %v, want ErrNone", err)
+	if p, err := e.Patch(t.Context(), from, to); p != nil || err != nil || len(e.tasks) != 0 {
+		t.Errorf("got %v, %v, %d tasks", p, err, len(e.tasks))
 	}
 }
 
 func FuzzIndex(f *testing.F) {
-	f.Add([]byte{1, 5 << 1, 1, 2, 3, 4, 2, 0, 10}, int64(13))
+	f.Add([]byte{0, 1, 2, 3, 4, 1, 5 << 1, 1, 2, 3, 4, 9}, int64(13))
 	f.Fuzz(func(t *testing.T, ix []byte, end int64) {
-		p := &Patch{}
+		p := &stored{}
 		if err := p.parse(ix, end); err != nil && !errors.Is(err, ErrDamaged) {
 			t.Fatal(err)
 		}
-		if len(p.entries) > len(ix) || len(p.frames) > len(ix) {
-			t.Fatalf("%d frames, %d entries of %d bytes", len(p.frames), len(p.entries), len(ix))
+		if len(p.segments) > len(ix) {
+			t.Fatalf("%d segments of %d bytes", len(p.segments), len(ix))
 		}
 	})
 }

@@ -7,12 +7,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
-// Job asks for a patch.
-type Job struct{ From, To Object }
+// job asks for a patch.
+type job struct{ from, to delta.Source }
+
+func (j *job) pair() pair { return pair{j.from.Digest, j.to.Digest} }
 
 // move is a tag that leads to another manifest than before.
 type move struct {
@@ -22,23 +25,13 @@ type move struct {
 
 // task is one of both.
 type task struct {
-	job  *Job
+	job  *job
 	move *move
 }
 
-// Want makes a patch some time. It does not block, and forgets the job if too many
-// wait already.
-func (c *Cache) Want(j Job) {
-	if j.To.Size < MinSize || j.From.Size < MinSize || j.From.Digest == j.To.Digest {
-		return
-	}
-	c.enqueue(task{job: &j})
-}
-
+// enqueue has a task done some time. It does not block, and forgets the task if too
+// many wait already.
 func (c *Cache) enqueue(t task) {
-	if c.cfg.Bytes <= 0 {
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.tasks) >= maxQueue {
@@ -46,7 +39,7 @@ func (c *Cache) enqueue(t task) {
 		return
 	}
 	if t.job != nil {
-		p := pair{t.job.From.Digest, t.job.To.Digest}
+		p := t.job.pair()
 		if c.queued[p] {
 			return
 		}
@@ -106,7 +99,7 @@ func (c *Cache) work(ctx context.Context) {
 		c.busy--
 		c.metrics.queued.Set(float64(len(c.tasks) + c.busy))
 		if t.job != nil {
-			delete(c.queued, pair{t.job.From.Digest, t.job.To.Digest})
+			delete(c.queued, t.job.pair())
 		}
 		c.mu.Unlock()
 	}
@@ -128,9 +121,9 @@ func (c *Cache) do(ctx context.Context, t task) (err error) {
 
 // options are those for nobody waiting: whatever makes it smaller, as far as
 // memory allows.
-func options(j Job, memory int64) patch.Options {
+func options(size, memory int64) patch.Options {
 	o := patch.Options{Method: patch.RD, Step: 4, Lazy: 24, Memory: memory}
-	if j.To.Size <= patch.AutoRD {
+	if size <= patch.AutoRD {
 		o.Passes = 3
 	}
 	return o

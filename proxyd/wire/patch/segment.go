@@ -67,15 +67,6 @@ const (
 	segmentOps   = 1
 )
 
-// Plain returns the piece that a segment holds as it is, if it does: then the piece
-// can be sent without patch.
-func Plain(segment []byte) (piece []byte, ok bool) {
-	if len(segment) == 0 || segment[0] != segmentPlain {
-		return nil, false
-	}
-	return segment[1:], true
-}
-
 // parts are the streams of a segment.
 type parts struct {
 	ops, gaps, values, literal []byte
