@@ -301,7 +301,7 @@ func TestWrongObject(t *testing.T) {
 	a := noise(1, 1<<20)
 	from := e.layer(t, "from", map[string][]byte{"a": a}, "a")[0]
 	to := e.layer(t, "to", map[string][]byte{"a": changed(a)}, "a")[0]
-	to.Object.Digest[0]++
+	to.Digest[0]++
 	if e.wait(t, from, to) != nil {
 		t.Fatal("there is a patch")
 	}
