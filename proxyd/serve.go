@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containerd/platforms"
 	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/blob/fsblob"
@@ -110,19 +111,19 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 
 // newIndexer starts what indexes images that nobody has pulled yet.
 func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, ingester *ingest.Ingester, store meta.Store, ahead *patches.Cache, log *slog.Logger) (*index.Indexer, error) {
-	platforms, err := cfg.Index.platforms()
+	wanted, err := cfg.Index.platforms()
 	if err != nil {
 		return nil, err
 	}
 	c := index.Config{
 		Registry: client, Ingester: ingester, Tags: store, Log: log,
-		Platforms: platforms, Interval: time.Duration(cfg.Index.Interval),
+		Platforms: wanted, Interval: time.Duration(cfg.Index.Interval),
 	}
 	c.Moved = func(ctx context.Context, m index.Move) {
-		for _, p := range platforms {
+		for _, p := range wanted {
 			img, err := client.Known(ctx, m.Repo+"@"+m.To.String(), p)
 			if err == nil {
-				err = ahead.Seen(ctx, m.Repo, m.Tag, platform.Format(p), img.Manifest.Digest)
+				err = ahead.Seen(ctx, m.Repo, m.Tag, platforms.Format(p), img.Manifest.Digest)
 			}
 			if err != nil && !errors.Is(err, meta.ErrNotFound) {
 				log.WarnContext(ctx, "no patches are made ahead", "repo", m.Repo, "tag", m.Tag, "error", err)

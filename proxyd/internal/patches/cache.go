@@ -34,8 +34,8 @@ type Meta interface {
 	PatchBytes(ctx context.Context) (int64, error)
 	StalePatches(ctx context.Context, n int) ([]meta.Patch, error)
 
-	Tag(ctx context.Context, repo, name, platform string) (*meta.Tag, error)
-	PutTag(ctx context.Context, t meta.Tag) error
+	Resolved(ctx context.Context, repo, tag, platform string) (toc.Digest, error)
+	PutResolved(ctx context.Context, r meta.Resolved) error
 	Image(ctx context.Context, repo string, manifest toc.Digest) (*meta.Image, error)
 	Layer(ctx context.Context, diffID toc.Digest) (*meta.Layer, error)
 }

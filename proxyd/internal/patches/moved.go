@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
@@ -18,19 +17,19 @@ func (c *Cache) Seen(ctx context.Context, repo, tag, platform string, manifest t
 	if c.cfg.Bytes <= 0 || tag == "" {
 		return nil
 	}
-	before, err := c.cfg.Meta.Tag(ctx, repo, tag, platform)
+	before, err := c.cfg.Meta.Resolved(ctx, repo, tag, platform)
 	switch {
 	case errors.Is(err, meta.ErrNotFound):
 	case err != nil:
 		return err
-	case before.Manifest == manifest:
+	case before == manifest:
 		return nil
 	}
-	if err := c.cfg.Meta.PutTag(ctx, meta.Tag{Repo: repo, Name: tag, Platform: platform, Manifest: manifest, Seen: time.Now()}); err != nil {
+	if err := c.cfg.Meta.PutResolved(ctx, meta.Resolved{Repo: repo, Tag: tag, Platform: platform, Manifest: manifest}); err != nil {
 		return err
 	}
-	if before != nil {
-		c.enqueue(task{move: &move{repo: repo, from: before.Manifest, to: manifest}})
+	if !before.IsZero() {
+		c.enqueue(task{move: &move{repo: repo, from: before, to: manifest}})
 	}
 	return nil
 }
