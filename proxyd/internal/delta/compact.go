@@ -20,7 +20,7 @@ const (
 	// being sent; the farther back in a plan, the rarer is it that anything is urgent.
 	coolFrame = 1 << 20
 	coldFrame = wire.MaxData
-	coldFrom  = 32 << 20
+	coldFrom  = 8 << 20
 )
 
 // strong compresses well and slowly: some 10 to 20 MB/s.
