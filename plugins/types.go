@@ -34,6 +34,10 @@ const (
 	// LabelChain marks a committed snapshot whose content is the lazy tree of
 	// the chain ID that is its value, and not a directory of its own.
 	LabelChain = "containerd.io/snapshot/starlight.chain"
+
+	// LabelOptimizer on the snapshot of a container says whether its start is
+	// traced: "true", "false", or the name of the group that it belongs to.
+	LabelOptimizer = "containerd.io/snapshot/starlight.optimizer"
 )
 
 // Exports of the engine plugin, for the plugins that build on it. They are set

@@ -24,6 +24,13 @@ type connected func(ctx context.Context, c *cli.Command, client api.StarlightCli
 
 // connect makes an action of fn: it connects and applies --timeout.
 func connect(fn connected) cli.ActionFunc {
+	return dial(func(ctx context.Context, c *cli.Command, conn *grpc.ClientConn) error {
+		return fn(ctx, c, api.NewStarlightClient(conn))
+	})
+}
+
+// dial is connect for any service on the socket.
+func dial(fn func(context.Context, *cli.Command, *grpc.ClientConn) error) cli.ActionFunc {
 	return func(ctx context.Context, c *cli.Command) error {
 		ctx, cancel := timeout(ctx, c)
 		defer cancel()
@@ -37,7 +44,7 @@ func connect(fn connected) cli.ActionFunc {
 			return &serviceError{address: address, err: err}
 		}
 		defer func() { _ = conn.Close() }()
-		if err := fn(ctx, c, api.NewStarlightClient(conn)); err != nil {
+		if err := fn(ctx, c, conn); err != nil {
 			return &serviceError{address: address, err: err}
 		}
 		return nil

@@ -73,6 +73,7 @@ func app(stdout, stderr io.Writer) *cli.Command {
 // The groups of the help.
 const (
 	groupImages = "Images"
+	groupTraces = "Order of sending"
 	groupNode   = "Node"
 )
 
@@ -83,6 +84,7 @@ func commands() []*cli.Command {
 		commands []*cli.Command
 	}{
 		{groupImages, []*cli.Command{pullCommand(), statusCommand(), waitCommand(), notifyCommand()}},
+		{groupTraces, []*cli.Command{optimizerCommand(), reportCommand(), traceCommand()}},
 		{groupNode, []*cli.Command{proxyCommand(), doctorCommand(), fsckCommand(), dfCommand(), gcCommand(), versionCommand()}},
 		{"", oldProxyCommands()},
 	} {

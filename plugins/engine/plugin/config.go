@@ -38,6 +38,10 @@ type Config struct {
 	// StreamTimeout is how long a proxy may send nothing of the contents that it
 	// owes before they are asked for again.
 	StreamTimeout string `toml:"stream_timeout"`
+
+	// ReportTraces sends to the proxies what containers waited for while they
+	// started, and what "ctr-starlight optimizer" recorded.
+	ReportTraces bool `toml:"report_traces"`
 }
 
 // Proxy is one proxyd.
@@ -75,7 +79,7 @@ func (c *Config) Validate() error {
 
 // engine translates the section for the engine.
 func (c *Config) engine(root string) (engine.Config, error) {
-	out := engine.Config{Root: root}
+	out := engine.Config{Root: root, ReportTraces: c.ReportTraces}
 	var errs []error
 	if c.RootPath != "" {
 		if !filepath.IsAbs(c.RootPath) {

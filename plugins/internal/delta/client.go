@@ -132,6 +132,27 @@ func (c *Client) bundle(ctx context.Context, t *http.Transport, route string, bo
 	return &Bundle{r: reader(g), g: g, sent: sent, addr: c.cfg.Address, idle: c.cfg.StreamTimeout}, nil
 }
 
+// maxAnswer is far above what any proxyd answers to a report.
+const maxAnswer = 64 << 10
+
+// Traces reports traces.
+func (c *Client) Traces(ctx context.Context, r wire.TraceRequest) (wire.TraceResponse, error) {
+	var answer wire.TraceResponse
+	resp, _, err := c.post(ctx, c.urgent, wire.RouteTraces, r)
+	if err != nil {
+		return answer, err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return answer, err
+	}
+	if err := json.Unmarshal(b, &answer); err != nil || answer.Accepted != len(r.Traces) {
+		return answer, fmt.Errorf("proxy %s does not say that it has %d traces: %w", c.cfg.Address, len(r.Traces), ErrProtocol)
+	}
+	return answer, nil
+}
+
 // Blob asks for a blob as the registry has it. Reading fails, instead of
 // returning io.EOF, if the bytes are not those of r.Digest and r.Size.
 func (c *Client) Blob(ctx context.Context, r wire.BlobRequest) (io.ReadCloser, error) {

@@ -64,6 +64,7 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 	done := e.metrics.read()
 	defer func() { done(err) }()
 	start := time.Now()
+	defer func() { e.waited(d, off, n, start) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	arrival := make(chan error, 1)

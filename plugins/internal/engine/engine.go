@@ -41,6 +41,8 @@ type Config struct {
 	// HeaderTimeout bounds the time without any sign of life from a proxyd that owes
 	// metadata, StreamTimeout that of one that owes contents.
 	HeaderTimeout, StreamTimeout time.Duration
+	// ReportTraces sends what was seen of each start to a proxyd.
+	ReportTraces bool
 }
 
 // Engine is safe for concurrent use.
@@ -49,6 +51,7 @@ type Engine struct {
 	objects *objects.Store
 	state   *state
 	metrics *metrics
+	tracer  *tracer
 
 	proxyMu sync.RWMutex
 	proxies []*proxy // guarded by proxyMu; replaced, never changed
@@ -141,6 +144,9 @@ func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 		return nil, err
 	}
 	e.tidy(ctx)
+	if err := e.openTracer(ctx); err != nil {
+		return nil, err
+	}
 	if len(e.proxies) > 0 || len(incomplete) > 0 {
 		if _, err := e.startLazy(); err != nil {
 			return nil, err
@@ -189,6 +195,7 @@ func (e *Engine) Close() error {
 		errs = append(errs, e.lazy.Close()) // first, for readers start requests
 	}
 	e.lazyMu.Unlock()
+	errs = append(errs, e.closeTracer())
 	e.wg.Wait()
 	for _, p := range e.proxyList() {
 		p.client.Close()

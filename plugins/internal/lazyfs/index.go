@@ -28,6 +28,9 @@ const (
 	recordSize  = 32 + 8
 )
 
+// IndexDir is the directory of the index files of a server with this Config.State.
+func IndexDir(state string) string { return filepath.Join(state, indexDir) }
+
 // IndexPath is the path of the index file called name, which must be a file name
 // without a leading dot.
 func IndexPath(state, name string) string {

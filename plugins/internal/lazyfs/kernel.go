@@ -155,6 +155,12 @@ func device(path string) (dev uint64, mounted bool, err error) {
 	return unix.Mkdev(st.Dev_major, st.Dev_minor), st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, err
 }
 
+// Mounted tells whether something is mounted on a directory.
+func Mounted(dir string) bool {
+	_, mounted, err := device(dir)
+	return err == nil && mounted
+}
+
 // detach removes all mounts on dir. Those who use them still do.
 func detach(dir string) error {
 	for {

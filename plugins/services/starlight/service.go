@@ -71,6 +71,9 @@ func New(e Engine, images Images, validate Validate) *Service {
 // Register adds the service to containerd's gRPC server.
 func (s *Service) Register(server *grpc.Server) error {
 	api.RegisterStarlightServer(server, s)
+	if e, ok := s.engine.(Tracer); ok {
+		api.RegisterTracesServer(server, &traces{engine: e})
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -30,6 +31,7 @@ type lazy struct {
 	swept    [][]digest.Digest              // guarded by mu
 	complete func(context.Context, digest.Digest)
 	broken   func(context.Context)
+	tracing  []string // snapshots
 }
 
 func newLazy(t testing.TB) *lazy {
@@ -88,6 +90,18 @@ func (l *lazy) OnComplete(fn func(context.Context, digest.Digest)) { l.complete 
 func (l *lazy) OnBroken(fn func(context.Context)) { l.broken = fn }
 
 func (l *lazy) OnCollect(func(context.Context) error) {}
+
+func (l *lazy) Trace(_ context.Context, snapshot string, _ digest.Digest, label string) string {
+	if label != "true" {
+		return ""
+	}
+	l.tracing = append(l.tracing, snapshot)
+	return filepath.Join(l.dir, "objects")
+}
+
+func (l *lazy) EndTrace(_ context.Context, snapshot string) {
+	l.tracing = slices.DeleteFunc(l.tracing, func(s string) bool { return s == snapshot })
+}
 
 func (l *lazy) Sweep(_ context.Context, live []digest.Digest) error {
 	l.mu.Lock()
@@ -404,4 +418,33 @@ func newLazySnapshotter(t *testing.T, e *lazy, c starlight.Config) *starlight.Sn
 		}
 	})
 	return s
+}
+
+// TestTrace: containers are traced whose label says so, until they are removed.
+func TestTrace(t *testing.T) {
+	needRoot(t)
+	ctx := t.Context()
+	e := newLazy(t)
+	s := newLazySnapshotter(t, e, starlight.Config{})
+	name := adopt(t, s, e.add(t, "top", map[string]string{"etc/a": "contents"}), "")
+	label := snapshots.WithLabels(map[string]string{plugins.LabelOptimizer: "true"})
+	m, err := s.Prepare(ctx, "traced", name, label)
+	must(t, err)
+	checkFile(t, filepath.Join(mounted(t, m), "etc/a"), "contents")
+	_, err = s.Prepare(ctx, "other", name)
+	must(t, err)
+	_, err = s.View(ctx, "view", name, label)
+	must(t, err)
+	if len(e.tracing) != 1 {
+		t.Fatalf("traced are %v, want one container", e.tracing)
+	}
+	_, err = s.Mounts(ctx, "traced") // again: the same start
+	must(t, err)
+	if len(e.tracing) != 1 {
+		t.Errorf("traced are %v after another look", e.tracing)
+	}
+	must(t, s.Remove(ctx, "traced"))
+	if len(e.tracing) != 0 {
+		t.Errorf("traced are %v after the removal", e.tracing)
+	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/plugins"
 	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
 )
 
@@ -58,8 +59,16 @@ func (s *Snapshotter) merge(ctx context.Context, st *stack) error {
 	o := overlay{lowers: lowers, data: lower.Data, stacking: lower.Stacking, options: s.config.MountOptions}
 	if st.snapshot.Kind == snapshots.KindActive {
 		o.upper, o.work = s.upper(id), s.work(id)
+		// Before the first mount of a container only: what it has opened stays open.
+		if dir := s.engine.Trace(ctx, id, st.chain, st.info.Labels[plugins.LabelOptimizer]); dir != "" {
+			o.data = []string{dir}
+		}
 	}
-	return o.mount(s.config.Root, s.merged(id))
+	err = o.mount(s.config.Root, s.merged(id))
+	if err != nil {
+		s.engine.EndTrace(ctx, id)
+	}
+	return err
 }
 
 // unmerge takes the mount of a snapshot away from our sight. Who uses it keeps it.
@@ -71,7 +80,10 @@ func (s *Snapshotter) unmerge(ctx context.Context, id string) error {
 	s.broken.Delete(id)
 	err := unix.Unmount(s.merged(id), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no mount, no directory
-		return nil
+		err = nil
+	}
+	if err == nil && s.engine != nil {
+		s.engine.EndTrace(ctx, id)
 	}
 	return err
 }

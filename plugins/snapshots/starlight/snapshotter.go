@@ -49,6 +49,10 @@ type Engine interface {
 	OnBroken(fn func(ctx context.Context))
 	OnCollect(fn func(ctx context.Context) error)
 	Sweep(ctx context.Context, live []digest.Digest) error
+	// Trace returns the directory to take the contents from if a start is to be
+	// traced, or "". EndTrace is called when the mount of the snapshot has gone.
+	Trace(ctx context.Context, snapshot string, chain digest.Digest, label string) string
+	EndTrace(ctx context.Context, snapshot string)
 }
 
 // Puller gets images whose layers clients prepare of their own accord.

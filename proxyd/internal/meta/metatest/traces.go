@@ -2,6 +2,7 @@ package metatest
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,14 +31,14 @@ func testTraces(t *testing.T, s meta.Store) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		out := ""
+		var out strings.Builder
 		for _, tr := range traces {
-			out += tr.Reporter + tr.ID + " "
+			out.WriteString(tr.Reporter + tr.ID + " ")
 			if string(tr.Bytes) != tr.Reporter+tr.ID+"\x00\xff" || tr.Received.After(clock) || tr.Received.Before(clock.Add(-time.Second)) {
 				t.Errorf("trace %s came back as %+v", tr.ID, tr)
 			}
 		}
-		return out
+		return out.String()
 	}
 	put("m", "a", "1", "2")
 	put("other", "a", "1")
