@@ -65,6 +65,9 @@ type DeltaRequest struct {
 	// HaveManifest: the worker holds index, manifest and config of this
 	// manifest digest; blob frames are left out. Set when a pull resumes.
 	HaveManifest toc.Digest `json:"haveManifest,omitzero"`
+	// Worker, if not "", is a random name that all requests of one worker have, so
+	// that images that it pulls at the same time become useful together.
+	Worker string `json:"worker,omitempty"`
 	// HeaderOnly asks for no data frames.
 	HeaderOnly bool `json:"headerOnly,omitempty"`
 	// Kinds of entries that the worker takes, besides plain.

@@ -13,5 +13,6 @@ const (
 	MaxLayers    = 512
 	MaxHave      = 4096
 	MaxPartial   = 1024
+	maxWorker    = 64   // bytes of DeltaRequest.Worker
 	MaxAsk       = 4096 // ranges in one ObjectsRequest
 )

@@ -11,6 +11,7 @@ package engine
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -52,6 +53,7 @@ type Engine struct {
 	state   *state
 	metrics *metrics
 	tracer  *tracer
+	worker  string // random name, see wire.DeltaRequest
 
 	proxyMu sync.RWMutex
 	proxies []*proxy // guarded by proxyMu; replaced, never changed
@@ -102,7 +104,7 @@ type Engine struct {
 // not end with ctx: Close ends everything but the mounts.
 func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	e := &Engine{
-		cfg: c, gate: make(chan struct{}, 1), metrics: newMetrics(),
+		cfg: c, gate: make(chan struct{}, 1), metrics: newMetrics(), worker: rand.Text(),
 		images: map[toc.Digest]*image{}, layers: map[toc.Digest]*layer{},
 		chains: map[digest.Digest]*chain{}, blobs: map[digest.Digest]*blob{},
 		refs: map[refKey]*ref{}, claims: map[toc.Digest]*stream{}, pins: map[digest.Digest]int{},

@@ -202,7 +202,7 @@ func (e *Engine) again(ctx context.Context, img *image, failures int) error {
 // reopen asks p for what img lacks; plain, if what came otherwise may have been wrong.
 func (e *Engine) reopen(ctx context.Context, img *image, p *proxy, plain bool) (*stream, error) {
 	src := img.source
-	req := wire.DeltaRequest{Ref: src.ref, Platform: src.platform, Credentials: src.creds, Ticket: src.ticket}
+	req := wire.DeltaRequest{Ref: src.ref, Worker: e.worker, Platform: src.platform, Credentials: src.creds, Ticket: src.ticket}
 	s := &stream{e: e, proxy: p}
 	forget := false // ask as if we had nothing
 	e.metrics.resumes.WithLabelValues(string(fromStream)).Inc()

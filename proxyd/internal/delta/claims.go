@@ -10,6 +10,8 @@ type Claims struct {
 	planned pieces // of the plan
 	claimed pieces
 
+	wake chan struct{} // something has become urgent
+
 	mu     sync.Mutex
 	urgent []Item // guarded by mu
 	done   bool   // guarded by mu: the stream takes nothing urgent any more
@@ -18,7 +20,7 @@ type Claims struct {
 // NewClaims returns the Claims of a plan's stream. What is not in the plan cannot
 // be claimed, because the worker has it or does not need it.
 func NewClaims(img *Image, p *Plan) *Claims {
-	c := &Claims{img: img, planned: newPieces(img), claimed: newPieces(img)}
+	c := &Claims{img: img, wake: make(chan struct{}, 1), planned: newPieces(img), claimed: newPieces(img)}
 	for _, it := range p.Items {
 		for i := range it.Pieces {
 			c.planned.set(it.Object, int(it.First+i))
@@ -65,8 +67,17 @@ func (c *Claims) Urge(asked []Item, exact bool) (rest []Item) {
 		urged = append(urged, neighbours(c.img, urged, sent, c)...)
 	}
 	c.urgent = append(c.urgent, urged...)
+	if len(urged) > 0 {
+		select {
+		case c.wake <- struct{}{}:
+		default:
+		}
+	}
 	return rest
 }
+
+// Wake tells, to whoever waits for a turn, that something has become urgent.
+func (c *Claims) Wake() <-chan struct{} { return c.wake }
 
 // Urgent is the function of [Steer].
 func (c *Claims) Urgent(last bool) []Item {

@@ -360,3 +360,40 @@ func BenchmarkStream(b *testing.B) {
 		})
 	}
 }
+
+// TestPause: what is hot goes out before the stream waits for others, and what
+// becomes urgent meanwhile does not wait.
+func TestPause(t *testing.T) {
+	f := textFixture(t, 40, 1000, 0)
+	p := Make(f.img, nil, Order{Items: whole(9, 8, 7), Hot: 3})
+	c := NewClaims(f.img, p)
+	w := newWorker()
+	paused := 0
+	out := bundle(t, func(bw *wire.Writer) error {
+		return Stream(t.Context(), bw, f.img, p, f.packs, Steer{
+			Skip: c.Skip, Urgent: c.Urgent,
+			Pause: func() func(context.Context) {
+				if paused++; paused > 1 {
+					return nil
+				}
+				return func(context.Context) {
+					c.Urge([]Item{{Object: 30}}, true)
+					<-c.Wake()
+				}
+			},
+		})
+	})
+	if err := w.read(f.img.Objects, out); err != nil {
+		t.Fatal(err)
+	}
+	var order []uint32
+	for _, it := range w.pieces {
+		order = append(order, it.Object)
+	}
+	if len(order) < 4 || !slices.Equal(order[:4], []uint32{9, 8, 7, 30}) {
+		t.Errorf("got %v, want the hot ones and then the urgent one", order)
+	}
+	if paused != len(p.Items)-3 {
+		t.Errorf("asked %d times, want once for each that is not hot (%d)", paused, len(p.Items)-3)
+	}
+}

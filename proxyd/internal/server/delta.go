@@ -201,7 +201,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	b.rec.plan = time.Since(began)
 	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
 
-	st := b.s.streams.open(reference(b.img), im, plan)
+	st := b.s.streams.open(reference(b.img), b.req.Worker, im, plan)
 	defer b.s.streams.close(st)
 	b.s.cfg.Metrics.streams.Inc()
 	defer b.s.cfg.Metrics.streams.Dec()
@@ -290,6 +290,7 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 	defer packs.close()
 	var skipped []delta.Item
 	skip := func(object uint32, piece int) bool {
+		st.moved.Store(time.Now().UnixNano())
 		if !st.claims.Skip(object, piece) {
 			if piece == 0 {
 				b.s.cfg.Metrics.bundleObjects.Inc()
@@ -299,7 +300,10 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 		skipped = append(skipped, delta.Item{Object: object, First: uint32(piece), Pieces: 1})
 		return true
 	}
-	steer := delta.Steer{Skip: skip, Urgent: st.claims.Urgent, Patcher: patches.patcher()}
+	steer := delta.Steer{
+		Skip: skip, Urgent: st.claims.Urgent, Patcher: patches.patcher(),
+		Pause: func() func(context.Context) { return b.s.streams.pause(st) },
+	}
 	if b.s.fresh != nil && b.req.Kinds.Has(wire.FilterKinds) {
 		file, err := b.s.fresh.open(ctx, im)
 		if err != nil {

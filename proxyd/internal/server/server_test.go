@@ -147,3 +147,47 @@ func TestLoggable(t *testing.T) {
 		}
 	}
 }
+
+// TestPauseForOthers: what a start does not read waits for what the starts of other
+// images of the same worker read, as long as that goes on.
+func TestPauseForOthers(t *testing.T) {
+	var s streams
+	img := &image{delta: &delta.Image{}}
+	open := func(worker string, hot int) *stream { return s.open("r", worker, img, &delta.Plan{Hot: hot}) }
+	st := open("a", 1)
+	if s.pause(st) != nil || st.hot.Load() {
+		t.Error("a stream alone pauses, or still is hot after its turn")
+	}
+	for name, tt := range map[string]struct {
+		worker string
+		hot    int
+		age    time.Duration
+		want   bool
+	}{
+		"hot":            {"a", 1, 0, true},
+		"cold":           {"a", 0, 0, false},
+		"another worker": {"b", 1, 0, false},
+		"stuck":          {"a", 1, 2 * stuck, false},
+	} {
+		other := open(tt.worker, tt.hot)
+		other.moved.Store(time.Now().Add(-tt.age).UnixNano())
+		if got := s.pause(st) != nil; got != tt.want {
+			t.Errorf("%s: pauses %v, want %v", name, got, tt.want)
+		}
+		s.close(other)
+	}
+	nameless := open("", 1)
+	open("", 1)
+	if s.pause(nameless) != nil {
+		t.Error("workers without a name wait for each other")
+	}
+	other := open("a", 1)
+	wait := s.pause(st)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		wait(t.Context())
+	}()
+	s.pause(other) // it is cold now
+	<-done
+}

@@ -1,10 +1,12 @@
 package server
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 )
@@ -24,13 +26,19 @@ type stream struct {
 	img    *image
 	claims *delta.Claims
 	failed atomic.Bool // an answer broke off that had claimed objects
+
+	worker string       // that it goes to, or ""
+	hot    atomic.Bool  // it still sends what a start is expected to read
+	moved  atomic.Int64 // when it last went on, Unix nanoseconds
 }
 
 // open registers a stream of the objects of a plan.
-func (s *streams) open(ref string, img *image, plan *delta.Plan) *stream {
+func (s *streams) open(ref, worker string, img *image, plan *delta.Plan) *stream {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
-	st := &stream{name: hex.EncodeToString(b[:]), ref: ref, img: img, claims: delta.NewClaims(img.delta, plan)}
+	st := &stream{name: hex.EncodeToString(b[:]), ref: ref, img: img, claims: delta.NewClaims(img.delta, plan), worker: worker}
+	st.hot.Store(plan.Hot > 0)
+	st.moved.Store(time.Now().UnixNano())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.m == nil {
@@ -55,4 +63,50 @@ func (s *streams) find(name, ref string) *stream {
 		return nil
 	}
 	return st
+}
+
+const (
+	// stuck is a stream that has not gone on for so long: nobody waits for it.
+	stuck = 2 * time.Second
+	// turn is how often a stream looks whether it may go on.
+	turn = 50 * time.Millisecond
+)
+
+// ahead tells whether another stream to the same worker brings what a start is
+// expected to read.
+func (s *streams) ahead(st *stream) bool {
+	if st.worker == "" {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, other := range s.m {
+		if other != st && other.worker == st.worker && other.hot.Load() &&
+			time.Since(time.Unix(0, other.moved.Load())) < stuck {
+			return true
+		}
+	}
+	return false
+}
+
+// pause is delta.Steer.Pause for a stream: images that are pulled together share
+// the link until each has what its start reads. The rest of all comes after.
+func (s *streams) pause(st *stream) func(context.Context) {
+	st.hot.Store(false)
+	if !s.ahead(st) {
+		return nil
+	}
+	return func(ctx context.Context) {
+		t := time.NewTicker(turn)
+		defer t.Stop()
+		for s.ahead(st) {
+			select {
+			case <-t.C:
+			case <-st.claims.Wake():
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }
