@@ -152,7 +152,15 @@ func TestLoggable(t *testing.T) {
 // images of the same worker read, as long as that goes on.
 func TestPauseForOthers(t *testing.T) {
 	var s streams
-	img := &image{delta: &delta.Image{}}
+	tree, err := toc.Merge()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := delta.NewImage(nil, tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img := &image{delta: d}
 	open := func(worker string, hot int) *stream { return s.open("r", worker, img, &delta.Plan{Hot: hot}) }
 	st := open("a", 1)
 	if s.pause(st) != nil || st.hot.Load() {
