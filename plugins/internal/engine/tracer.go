@@ -118,7 +118,7 @@ func (e *Engine) openTracer(ctx context.Context) (err error) {
 			}
 			continue
 		}
-		s, err := e.traceServer(ctx, snapshot, nil)
+		s, err := e.traceServer(snapshot, nil)
 		if err != nil {
 			log.G(ctx).WithError(err).WithField("snapshot", snapshot).Error("a traced container has lost its file system; start it anew")
 			continue
@@ -223,11 +223,11 @@ func (e *Engine) Trace(ctx context.Context, snapshot string, id digest.Digest, l
 	if window == 0 {
 		window = DefaultWindow
 	}
-	server, err := e.traceServer(ctx, snapshot, func(a lazyfs.Access) { tr.rec.Add(a.Object, a.Off, a.N, a.At, a.Wait) })
+	server, err := e.traceServer(snapshot, func(a lazyfs.Access) { tr.rec.Add(a.Object, a.Off, a.N, a.At, a.Wait) })
 	t.mu.Lock()
 	if err == nil {
 		tr.server = server
-		tr.timer = time.AfterFunc(window, func() { //nolint:contextcheck // after the pull
+		tr.timer = time.AfterFunc(window, func() {
 			if err := e.keep(tr); err != nil {
 				log.G(e.ctx).WithError(err).Warn("a trace is lost")
 			}
@@ -300,7 +300,7 @@ func (e *Engine) named(img *image, names []string) bool {
 }
 
 // traceServer starts the file system of one container, or connects to it.
-func (e *Engine) traceServer(_ context.Context, snapshot string, observe func(lazyfs.Access)) (*lazyfs.Server, error) {
+func (e *Engine) traceServer(snapshot string, observe func(lazyfs.Access)) (*lazyfs.Server, error) {
 	if _, err := e.startLazy(); err != nil { // makes the directory of the index files
 		return nil, err
 	}
@@ -374,61 +374,4 @@ func (e *Engine) keep(tr *recording) error {
 	default:
 	}
 	return nil
-}
-
-// waited notes that a reader had to wait for an object that is on its way, unless a
-// trace of the image sees that anyway.
-func (e *Engine) waited(d toc.Digest, off, n int64, began time.Time) {
-	wait := time.Since(began)
-	if wait < grace || e.tracer == nil {
-		return
-	}
-	e.mu.Lock()
-	var tr *recording
-	for _, i := range e.images {
-		if p := i.pending; p != nil {
-			if _, ok := p.index[d]; ok {
-				tr = record(i, p)
-				break
-			}
-		}
-	}
-	e.mu.Unlock()
-	if tr == nil {
-		return
-	}
-	t := e.tracer
-	t.mu.Lock()
-	for _, full := range t.running {
-		if full.of == tr.of {
-			t.mu.Unlock()
-			return
-		}
-	}
-	if known := t.waits[tr.of.digest]; known != nil {
-		tr = known
-	} else {
-		t.waits[tr.of.digest] = tr
-	}
-	t.mu.Unlock()
-	tr.rec.Add(d, off, n, began, wait)
-}
-
-// endWaits stores what readers waited for when an image is complete.
-func (e *Engine) endWaits(ctx context.Context, chain digest.Digest) {
-	t := e.tracer
-	t.mu.Lock()
-	var over []*recording
-	for d, tr := range t.waits {
-		if tr.chain == chain {
-			over = append(over, tr)
-			delete(t.waits, d)
-		}
-	}
-	t.mu.Unlock()
-	for _, tr := range over {
-		if err := e.keep(tr); err != nil {
-			log.G(ctx).WithError(err).Warn("a trace is lost")
-		}
-	}
 }
