@@ -114,6 +114,7 @@ func TestTracesLeadTheNextPull(t *testing.T) {
 	teacher.ctr("tasks", "delete", "--force", "app")
 	teacher.ctr("containers", "delete", "app")
 	teacher.runReady(v1, "again", starlight, im.Ready)
+	teacher.ctr("starlight", "optimizer", "off") // ends the traces under way
 	all := teacher.traces(v1)
 	full := slices.DeleteFunc(all, func(tr traced) bool { return tr.Partial })
 	if len(full) != 1 || full[0].Group != "cache" || full[0].Objects < 5 {
@@ -137,7 +138,6 @@ func TestTracesLeadTheNextPull(t *testing.T) {
 	if left := teacher.traces(""); len(left) != 0 {
 		t.Errorf("after the report %d traces are left", len(left))
 	}
-	teacher.ctr("starlight", "optimizer", "off")
 	teacher.runReady(v1, "off", starlight, im.Ready)
 	if left := teacher.traces(""); len(left) != 0 {
 		t.Errorf("with the optimizer off %d starts were traced", len(left))

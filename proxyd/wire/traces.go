@@ -25,7 +25,9 @@ type TraceRequest struct {
 	Ref         string       `json:"ref"`
 	Platform    string       `json:"platform"`
 	Credentials *Credentials `json:"credentials,omitempty"`
-	Traces      []Trace      `json:"traces"`
+	// Ticket, if there are no Credentials, is Header.Ticket of a bundle of this image.
+	Ticket string  `json:"ticket,omitempty"`
+	Traces []Trace `json:"traces"`
 }
 
 // Trace is one start of a container.

@@ -82,8 +82,9 @@ func (e *Engine) report(ctx context.Context, traces []*trace.Trace) (int, error)
 	first := traces[0]
 	host := hostOf(first.Name)
 	req := wire.TraceRequest{
-		Ref: first.Name + "@" + first.Image.String(), Platform: first.Platform, Credentials: e.credentialsFor(first),
+		Ref: first.Name + "@" + first.Image.String(), Platform: first.Platform,
 	}
+	req.Credentials, req.Ticket = e.credentialsFor(first)
 	var ids []string
 	for _, t := range traces {
 		ids = append(ids, t.ID)
@@ -103,19 +104,20 @@ func (e *Engine) report(ctx context.Context, traces []*trace.Trace) (int, error)
 	return 0, err
 }
 
-// credentialsFor are those of the last pull of the image, or of its repository.
-func (e *Engine) credentialsFor(t *trace.Trace) *wire.Credentials {
+// credentialsFor are those of the last pull of the image, or of its repository, and
+// the ticket of the image.
+func (e *Engine) credentialsFor(t *trace.Trace) (creds *wire.Credentials, ticket string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if img := e.images[t.Image]; img != nil && img.source.creds != nil {
-		return img.source.creds
+	if img := e.images[t.Image]; img != nil {
+		creds, ticket = img.source.creds, img.source.ticket
 	}
 	for _, img := range e.images {
-		if img.rec.Name == t.Name && img.source.creds != nil {
-			return img.source.creds
+		if creds == nil && ticket == "" && img.rec.Name == t.Name {
+			creds = img.source.creds
 		}
 	}
-	return nil
+	return creds, ticket
 }
 
 // onWire is a trace as it is reported: large objects by pieces, in the order of the

@@ -55,7 +55,7 @@ func (s *Server) traces(w *response, r *http.Request, rec *record) error {
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Limits.Plan)
 	defer cancel()
 	// Whoever the registry gives the image to may say how it starts.
-	img, err := s.cfg.Registry.Image(ctx, req.Ref, platform, req.Credentials)
+	img, err := s.image(ctx, req.Ref, platform, req.Credentials, req.Ticket)
 	if err != nil {
 		return err
 	}
