@@ -105,11 +105,14 @@ func (l *link) accept(ln *net.UnixListener) error {
 		if err != nil {
 			return err
 		}
+		// Under the lock: whoever has read the greeting hears of all that follows.
+		// It does not block, as nothing else is in the new connection's buffer.
+		l.mu.Lock()
 		if err := sendHello(c, l.hello, l.fuse); err != nil {
+			l.mu.Unlock()
 			_ = c.Close() // it has gone again
 			continue
 		}
-		l.mu.Lock()
 		if l.conn != nil {
 			_ = l.conn.Close() // its reader ends
 		}
