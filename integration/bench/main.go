@@ -36,7 +36,7 @@ type bench struct {
 	links                  []report.Link
 	dir                    string
 	runs                   int
-	hurry, resume          bool
+	resume                 bool
 
 	bin, stock tools.Binaries
 	log        *report.Log
@@ -66,7 +66,6 @@ func main() {
 	links := flag.String("links", "100:20ms,100:100ms,10:60ms,1000:500us", "links of the starts: Mbit/s and round-trip time")
 	flag.IntVar(&b.runs, "runs", 1, "repetitions; the median counts")
 	flag.StringVar(&b.dir, "dir", "bench-results", "directory for figures, tables, plots, and logs of what failed")
-	flag.BoolVar(&b.hurry, "hurry", false, "once an application is ready, take the limits off the link: the time until all is local is not measured")
 	flag.BoolVar(&b.resume, "resume", false, "leave out what the directory has figures of")
 	only := flag.Bool("report", false, "measure nothing: make tables and plots of the figures in the directory")
 	flag.Parse()

@@ -123,6 +123,11 @@ func (b *bench) start(ctx context.Context, w *sandbox.World, c cell, i int, vers
 	name := fmt.Sprintf("%s-%d", r.System, i)
 	limited, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
+	// Before the node, which opens connections: what TCP learned of another link
+	// would slow it down on this one.
+	if err := w.Link.Set(wan.Config{Down: c.link.Mbit, Up: c.link.Mbit, RTT: time.Duration(c.link.RTT * float64(time.Second))}); err != nil {
+		return err
+	}
 	n, err := c.system.Node(limited, w, r.Image, name)
 	if err == nil {
 		err = b.phases(limited, w, n, &r, versions, refs)
@@ -140,13 +145,10 @@ func (b *bench) start(ctx context.Context, w *sandbox.World, c cell, i int, vers
 }
 
 func (b *bench) phases(ctx context.Context, w *sandbox.World, n *system.Node, r *report.Record, versions []corpus.Image, refs []string) error {
-	if err := w.Link.Set(wan.Config{Down: r.Link.Mbit, Up: r.Link.Mbit, RTT: time.Duration(r.Link.RTT * float64(time.Second))}); err != nil {
-		return err
-	}
 	for i, v := range versions {
 		r.Phase = report.Phases[i]
 		m, err := measure.Once(ctx, w.Link, measure.Subject{
-			Node: n, Ref: refs[i], ID: containerID(v.Name, i), Ready: v.Ready, Hurry: b.hurry,
+			Node: n, Ref: refs[i], ID: containerID(v.Name, i), Ready: v.Ready,
 		})
 		if err != nil {
 			return err

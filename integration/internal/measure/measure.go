@@ -17,11 +17,10 @@ import (
 // Start is one pull and start of an image.
 type Start struct {
 	// Pull, Ready and Done are seconds from the start of the pull: until ctr
-	// returned, until the application was of use, and until all was local. Done is
-	// zero if it was not measured.
+	// returned, until the application was of use, and until all was local.
 	Pull  float64 `json:"pullSeconds"`
 	Ready float64 `json:"readySeconds"`
-	Done  float64 `json:"doneSeconds,omitempty"`
+	Done  float64 `json:"doneSeconds"`
 	// Bytes on the link down to the node until everything was local, and until
 	// the application was ready; Up is the other direction.
 	Bytes      int64 `json:"bytes"`
@@ -59,9 +58,6 @@ type Subject struct {
 	Ref   string
 	ID    string // of the container
 	Ready corpus.Ready
-	// Hurry takes the limits off the link once the application is ready: the rest
-	// comes, but how long it takes is not measured.
-	Hurry bool
 	// Report, if not nil, is called about five times a second.
 	Report func(Stage)
 }
@@ -109,20 +105,13 @@ func Once(ctx context.Context, l *wan.Link, s Subject) (m Start, err error) {
 	m.ReadyBytes, m.Trips, m.Connections = at.Down.Bytes, at.RoundTrips, at.Up.Connections
 
 	watch.stage("the rest")
-	if s.Hurry {
-		conf := l.Config()
-		if err := l.Set(wan.Config{}); err != nil {
-			return m, err
-		}
-		defer func() { err = errors.Join(err, l.Set(conf)) }()
-	}
 	done, err := s.Node.Wait(ctx, s.Ref)
 	switch {
 	case err != nil:
 		return m, err
 	case done.IsZero():
 		m.Done = m.Pull
-	case !s.Hurry:
+	default:
 		m.Done = done.Sub(watch.start).Seconds()
 	}
 	end, err := l.Counters()
