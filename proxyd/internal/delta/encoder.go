@@ -108,12 +108,18 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 		return err
 	}
 	defer e.cpu.Release(1)
+	if j.useless() {
+		return nil
+	}
 	start := time.Now()
 	j.begin(start)
 	var sum, plain int
 	err := patch.Encode(ctx, readObject(old, from.Number, j.base), readObject(nw, to.Number, j.object), j.base.Size, j.object.Size,
 		patch.Options{Method: method, Memory: weight},
 		func(piece int, s []byte) error {
+			if j.useless() {
+				return errNoGain
+			}
 			if piece == patch.Head {
 				j.head = bytes.Clone(s)
 				return nil

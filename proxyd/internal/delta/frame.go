@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -147,8 +148,20 @@ func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error)
 	for i := piece; i < o.NumPieces(); i++ {
 		stored += int64(m.pack.Stored(at.Object, i))
 	}
-	j, s, ok, err := m.patcher.take(ctx, id, piece, stored, m.hurried > 0)
-	if !ok || err != nil {
+	hot := m.hot || m.hurried > 0
+	began := time.Now()
+	j, s, change, wait := m.patcher.take(id, piece, stored, 0, hot, m.hurried > 0)
+	for change != nil {
+		if err := m.idle(ctx, change, wait); err != nil {
+			return false, err
+		}
+		j, s, change, wait = m.patcher.take(id, piece, stored, time.Since(began), hot, m.hurried > 0)
+	}
+	if s.length == 0 {
+		return false, nil
+	}
+	// Others may have been sent meanwhile.
+	if at, err = m.open(ctx, id); err != nil {
 		return false, err
 	}
 	m.patcher.saved.Add(int64(m.pack.Stored(at.Object, piece) - len(s.enc)))
@@ -177,6 +190,23 @@ func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error)
 		return true, m.flush(ctx)
 	}
 	return true, nil
+}
+
+// glance is how often a stream that waits looks for what has become urgent.
+const glance = 5 * time.Millisecond
+
+// idle waits for change or the end of the time, or until something else was urgent.
+func (m *maker) idle(ctx context.Context, change <-chan struct{}, wait time.Duration) error {
+	t := time.NewTimer(min(wait, glance))
+	defer t.Stop()
+	select {
+	case <-change:
+		return nil
+	case <-t.C:
+		return m.hurry(ctx, false)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // stored emits a frame that was made before.

@@ -60,6 +60,7 @@ type job struct {
 	mu      sync.Mutex
 	pieces  []segment     // guarded by mu
 	n       int           // guarded by mu: pieces made
+	given   int           // guarded by mu: pieces sent plain
 	started time.Time     // guarded by mu
 	done    bool          // guarded by mu: nothing more will come
 	change  chan struct{} // guarded by mu: closed when any of it changes
@@ -91,12 +92,12 @@ func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan
 	}
 	g.Go(func() error {
 		var at int64
-		for _, it := range plan.Items {
+		for n, it := range plan.Items {
 			if _, ok := p.Bases.Of(it.Object); ok {
 				if err := p.wait(ctx, at); err != nil {
 					return nil //nolint:nilerr // the stream has ended
 				}
-				p.job(it.Object)
+				p.job(it.Object, n < plan.Hot)
 			}
 			at += img.bytesOf(it)
 		}
@@ -138,7 +139,7 @@ func (p *Patcher) advance(n int) {
 }
 
 // job returns the job of an object, which it starts if need be; nil: has no base.
-func (p *Patcher) job(object uint32) *job {
+func (p *Patcher) job(object uint32, hot bool) *job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if j := p.jobs[object]; j != nil {
@@ -153,7 +154,7 @@ func (p *Patcher) job(object uint32) *job {
 		object: o, base: p.Bases.Object(base), of: base, method: patch.Auto,
 		pieces: make([]segment, o.NumPieces()), change: make(chan struct{}),
 	}
-	if o.Size > patch.AutoRD || p.fast() {
+	if o.Size > patch.AutoRD || p.fast() || hot {
 		j.method = patch.HD
 	}
 	p.jobs[object] = j
@@ -185,55 +186,61 @@ func (p *Patcher) linkRate() float64 {
 
 func (p *Patcher) fast() bool { return p.linkRate() >= fastRate }
 
-// take returns the segment of a piece, once; false if the piece should be sent plain.
-// stored is the size of the pieces of the object that are not sent yet, as they
-// would be sent plain; with hurry it does not wait.
-func (p *Patcher) take(ctx context.Context, object uint32, piece int, stored int64, hurry bool) (*job, segment, bool, error) {
-	j := p.job(object)
-	if j == nil {
-		return nil, segment{}, false, nil
+// maxPatience bounds how long a stream waits for a patch that saves bytes, not time.
+const maxPatience = 250 * time.Millisecond
+
+// patience is how long a piece of an object may hold the stream up, if what is left of
+// the object takes plain to be sent as it is stored. What a reader probably waits for
+// must be there sooner than without patches. The rest may take a little longer if it
+// is smaller, but on a fast link it need not be.
+func (p *Patcher) patience(plain time.Duration, hot bool) time.Duration {
+	switch {
+	case p.fast():
+		return plain / 2
+	case hot:
+		return plain * 3 / 4
 	}
-	for {
-		j.mu.Lock()
-		s, done, change := j.pieces[piece], j.done, j.change
-		left := p.left(j, piece)
-		j.mu.Unlock()
-		switch {
-		case s.plain, s.length == 0 && (done || hurry):
-			return j, segment{}, false, nil
-		case s.length > 0:
-			j.mu.Lock()
-			j.pieces[piece] = segment{plain: true} // if asked for again
-			j.mu.Unlock()
-			return j, s, true, nil
-		}
-		// What comes after waits with this one. To wait pays if the patch will be here
-		// before the plain pieces would have gone.
-		plain := time.Duration(float64(stored) / p.linkRate() * float64(time.Second))
-		patience := 2*plain + 50*time.Millisecond
-		if p.fast() {
-			patience = plain / 2
-		}
-		if left > patience {
-			return j, segment{}, false, nil
-		}
-		t := time.NewTimer(max(left, time.Millisecond))
-		select {
-		case <-change:
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return nil, segment{}, false, context.Cause(ctx)
-		}
-		t.Stop()
+	return max(plain*3/4, min(2*plain+50*time.Millisecond, maxPatience))
+}
+
+// take returns the segment of a piece, once, and its job; the zero segment if the piece
+// should be sent plain, or, if change is not nil, asked for again when that is closed or
+// after the time it will probably take. stored is the size of the pieces of the object that
+// are not sent yet, as they would be sent plain, and waited for how long the stream has
+// been held up for this piece; with hurry it must not be.
+func (p *Patcher) take(object uint32, piece int, stored int64, waited time.Duration, hot, hurry bool) (j *job, s segment, change <-chan struct{}, wait time.Duration) {
+	if j = p.job(object, hot); j == nil {
+		return nil, segment{}, nil, 0
 	}
+	plain := time.Duration(float64(stored) / p.linkRate() * float64(time.Second))
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	s = j.pieces[piece]
+	if s.length > 0 {
+		j.pieces[piece] = segment{plain: true} // if asked for again
+		return j, s, nil, 0
+	}
+	wait = p.left(j, piece)
+	if s.plain || j.done || hurry || waited+wait > p.patience(plain, hot) {
+		j.given++
+		return j, segment{}, nil, 0
+	}
+	return j, segment{}, j.change, max(wait, time.Millisecond)
+}
+
+// useless tells whether all pieces of j were sent without it.
+func (j *job) useless() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.given >= len(j.pieces)
 }
 
 // left is the time that a piece will probably take to be made. j.mu is held.
 func (p *Patcher) left(j *job, piece int) time.Duration {
 	pace := float64(p.Encoder.pace[paceOf(j.method)].Load())
 	if j.started.IsZero() {
-		return time.Duration(float64(int64(piece+1)*toc.PieceSize) / pace * float64(time.Second))
+		n := min(int64(piece+1)*toc.PieceSize, j.object.Size)
+		return time.Duration(float64(n) / pace * float64(time.Second))
 	}
 	// All passes but the last come before the first piece.
 	whole := float64(j.object.Size) / pace * float64(time.Second)

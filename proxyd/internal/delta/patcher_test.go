@@ -139,25 +139,61 @@ func TestStreamPatches(t *testing.T) {
 	}
 }
 
-// On a link that is faster than the encoder, patches must not hold up the stream.
-func TestStreamDoesNotWaitOnFastLinks(t *testing.T) {
-	f, old := updateFixture(t, rand.New(rand.NewPCG(1, 10)))
-	p := Make(f.img, nil, Order{})
+// Whatever the link, patches that nobody has the time to make must not hold up the
+// stream for ever, nor what is urgent at all.
+func TestStreamDoesNotWaitForABusyEncoder(t *testing.T) {
+	for name, rate := range map[string]float64{"a fast link": 1e12, "a usual link": usualRate} {
+		t.Run(name, func(t *testing.T) {
+			f, old := updateFixture(t, rand.New(rand.NewPCG(1, 10)))
+			p := Make(f.img, nil, Order{Items: []Item{{Object: 1}, {Object: 2}}, Hot: 2})
+			pt := patcherFor(f, old, p, nil)
+			pt.Rate = rate
+			if err := pt.Encoder.cpu.Acquire(t.Context(), 2); err != nil {
+				t.Fatal(err)
+			}
+			b := bundleWithHeader(t, func(w *wire.Writer) error {
+				return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
+			})
+			w := newWorker()
+			if err := w.receive(f.img.Objects, b); err != nil {
+				t.Fatal(err)
+			}
+			if w.kinds[wire.KindSegment] != 0 {
+				t.Errorf("got %d segments of an encoder that does not run", w.kinds[wire.KindSegment])
+			}
+		})
+	}
+}
+
+// What becomes urgent while the stream waits for a patch does not wait with it.
+func TestUrgentPassesAWaitForAPatch(t *testing.T) {
+	f, old := updateFixture(t, rand.New(rand.NewPCG(1, 11)))
+	p := Make(f.img, nil, Order{Items: []Item{{Object: 4}}})
 	pt := patcherFor(f, old, p, nil)
-	pt.Rate = 1e12
-	// Nobody makes a patch: the processors are taken.
+	pt.Rate = 1e3 // minutes for the first object
 	if err := pt.Encoder.cpu.Acquire(t.Context(), 2); err != nil {
 		t.Fatal(err)
 	}
+	const wanted = 0
+	calls := 0
+	urgent := func(bool) []Item {
+		if calls++; calls != 2 { // the second time is amid the wait
+			return nil
+		}
+		pt.Encoder.cpu.Release(2)
+		return []Item{{Object: wanted, Pieces: 1}}
+	}
+	skip := func(object uint32, _ int) bool { return object == wanted }
 	b := bundleWithHeader(t, func(w *wire.Writer) error {
-		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
+		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt, Urgent: urgent, Skip: skip})
 	})
 	w := newWorker()
+	w.bases = old
 	if err := w.receive(f.img.Objects, b); err != nil {
 		t.Fatal(err)
 	}
-	if w.kinds[wire.KindSegment] != 0 {
-		t.Errorf("got %d segments of an encoder that does not run", w.kinds[wire.KindSegment])
+	if len(w.pieces) == 0 || w.pieces[0].Object != wanted {
+		t.Errorf("got %v first, want object %d, for which a reader waits", w.pieces[:min(len(w.pieces), 1)], wanted)
 	}
 }
 
