@@ -226,7 +226,7 @@ func (b *bench) report() error {
 }
 
 // systemNames in the order of the tables.
-var systemNames = []string{"overlayfs", "erofs", "estargz", "starlight", "starlight-precomputed"}
+var systemNames = []string{"overlayfs", "erofs", "estargz", "starlight", "starlight-precomputed", "starlight-traced", "starlight-retraced"}
 
 // system makes a system by its name, with the programs that it needs.
 func (b *bench) system(ctx context.Context, name string) (system.System, error) {
@@ -243,6 +243,10 @@ func (b *bench) system(ctx context.Context, name string) (system.System, error) 
 		return system.Starlight{Binaries: b.bin}, nil
 	case "starlight-precomputed":
 		return system.Starlight{Binaries: b.bin, Precomputed: true}, nil
+	case "starlight-traced":
+		return system.Starlight{Binaries: b.bin, Traced: 1}, nil
+	case "starlight-retraced":
+		return system.Starlight{Binaries: b.bin, Traced: 2}, nil
 	default:
 		return nil, fmt.Errorf("there is no system %q", name)
 	}

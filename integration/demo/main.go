@@ -79,7 +79,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	for i, v := range versions {
 		refs[i] = v.ref
 	}
-	if err := ours.Teach(ctx, w, imageName, refs); err != nil {
+	if err := ours.Teach(ctx, w, imageName, refs, nil); err != nil {
 		return err
 	}
 	if err := w.Link.Set(wan.Config{Down: d.mbit, Up: d.mbit, RTT: d.rtt}); err != nil {

@@ -21,6 +21,9 @@ type Start struct {
 	Pull  float64 `json:"pullSeconds"`
 	Ready float64 `json:"readySeconds"`
 	Done  float64 `json:"doneSeconds"`
+	// Waited is how many seconds readers waited for contents, those that waited at
+	// the same time added up; zero if the system does not tell.
+	Waited float64 `json:"waitedSeconds,omitempty"`
 	// Bytes on the link down to the node until everything was local, and until
 	// the application was ready; Up is the other direction.
 	Bytes      int64 `json:"bytes"`
@@ -113,6 +116,11 @@ func Once(ctx context.Context, l *wan.Link, s Subject) (m Start, err error) {
 		m.Done = m.Pull
 	default:
 		m.Done = done.Sub(watch.start).Seconds()
+	}
+	if s.Node.Waited != nil {
+		if m.Waited, err = s.Node.Waited(ctx, s.Ref); err != nil {
+			return m, err
+		}
 	}
 	end, err := l.Counters()
 	if err != nil {

@@ -115,6 +115,7 @@ func (t *tables) costs(s *set, l Link) {
 		{"pull, s", "%.2f", func(m measure.Start) float64 { return m.Pull }},
 		{"ready, s", "%.2f", ready},
 		{"complete, s", "%.2f", func(m measure.Start) float64 { return m.Done }},
+		{"waited, s", "%.2f", func(m measure.Start) float64 { return m.Waited }},
 		{"MB", "%.2f", func(m measure.Start) float64 { return float64(m.Bytes) / 1e6 }},
 		{"MB until ready", "%.2f", func(m measure.Start) float64 { return float64(m.ReadyBytes) / 1e6 }},
 		{"round trips", "%.1f", func(m measure.Start) float64 { return float64(m.Trips) }},

@@ -2,7 +2,9 @@ package system
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"time"
@@ -24,12 +26,20 @@ type Starlight struct {
 	// Precomputed: another worker has made the same update before, and proxyd had
 	// the time to compute patches for it.
 	Precomputed bool
+	// Traced is how many versions of an image were started once on another worker
+	// that recorded and reported what they read: with 1, the next version inherits.
+	Traced int
 }
 
 // Name implements [System].
 func (s Starlight) Name() string {
-	if s.Precomputed {
+	switch {
+	case s.Precomputed:
 		return "starlight-precomputed"
+	case s.Traced > 1:
+		return "starlight-retraced"
+	case s.Traced > 0:
+		return "starlight-traced"
 	}
 	return "starlight"
 }
@@ -45,20 +55,24 @@ func (s Starlight) Publish(ctx context.Context, w *sandbox.World, versions []cor
 	if err != nil {
 		return nil, err
 	}
-	return refs, s.Teach(ctx, w, versions[0].Name, refs)
+	ready := make([]corpus.Ready, 0, len(versions))
+	for _, v := range versions {
+		ready = append(ready, v.Ready)
+	}
+	return refs, s.Teach(ctx, w, versions[0].Name, refs, ready)
 }
 
 // Teach has proxyd read the versions of an image, over a link without limits, and
-// keeps what it has then for the nodes to come.
-func (s Starlight) Teach(ctx context.Context, w *sandbox.World, image string, refs []string) error {
+// keeps what it has then for the nodes to come. ready is needed for traces only.
+func (s Starlight) Teach(ctx context.Context, w *sandbox.World, image string, refs []string, ready []corpus.Ready) error {
 	conf := w.Link.Config()
 	if err := w.Link.Set(wan.Config{}); err != nil {
 		return err
 	}
-	return errors.Join(s.teach(ctx, w, image, refs), w.Link.Set(conf))
+	return errors.Join(s.teach(ctx, w, image, refs, ready), w.Link.Set(conf))
 }
 
-func (s Starlight) teach(ctx context.Context, w *sandbox.World, image string, refs []string) error {
+func (s Starlight) teach(ctx context.Context, w *sandbox.World, image string, refs []string, ready []corpus.Ready) error {
 	p, err := w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: s.Binaries.Proxyd, Dir: s.state(w, image)})
 	if err != nil {
 		return err
@@ -72,6 +86,11 @@ func (s Starlight) teach(ctx context.Context, w *sandbox.World, image string, re
 	}
 	for _, plan := range plans {
 		if err := s.pull(ctx, w, p, plan); err != nil {
+			return errors.Join(err, p.Stop())
+		}
+	}
+	for i := range s.Traced {
+		if err := s.trace(ctx, w, p, refs[i], ready[i]); err != nil {
 			return errors.Join(err, p.Stop())
 		}
 	}
@@ -96,6 +115,37 @@ func (s Starlight) pull(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd
 		}
 	}
 	return errors.Join(err, n.Remove())
+}
+
+// trace starts an image once on a node that is thrown away, and reports what was read.
+func (s Starlight) trace(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd, ref string, ready corpus.Ready) (err error) {
+	n, err := s.Worker(ctx, w, p.Address, "tracer")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Remove()) }()
+	if err := n.Pull(ctx, ref); err != nil {
+		return err
+	}
+	if _, err := n.Wait(ctx, ref); err != nil {
+		return err
+	}
+	if _, err := n.Ctr(ctx, "starlight", "optimizer", "on"); err != nil {
+		return err
+	}
+	c, err := n.Run(ctx, sandbox.Run{Ref: ref, ID: fmt.Sprintf("tracer-%d", os.Getpid()), Snapshotter: n.Snapshotter, Argv: ready.Argv})
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(c.WaitReady(ctx, ready), c.Remove(ctx)); err != nil {
+		return err
+	}
+	for _, command := range [][]string{{"optimizer", "off"}, {"report"}} {
+		if _, err := n.Ctr(ctx, append([]string{"starlight"}, command...)...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Node implements [System].
@@ -131,6 +181,19 @@ func (s Starlight) Worker(ctx context.Context, w *sandbox.World, address, name s
 	return &Node{Node: n, Snapshotter: "starlight", Complete: func(ctx context.Context, ref string) (time.Time, error) {
 		_, err := n.Ctr(ctx, "starlight", "wait", ref)
 		return time.Now(), err
+	}, Waited: func(ctx context.Context, ref string) (sum float64, err error) {
+		out, err := n.Ctr(ctx, "starlight", "trace", "ls", "--json", ref)
+		if err != nil {
+			return 0, err
+		}
+		var traces []struct {
+			Waited float64 `json:"secondsWaited"`
+		}
+		err = json.Unmarshal([]byte(out), &traces)
+		for _, t := range traces {
+			sum += t.Waited
+		}
+		return sum, err
 	}}, nil
 }
 

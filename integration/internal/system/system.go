@@ -46,6 +46,9 @@ type Node struct {
 	// Complete waits until all of an image is local, and returns when it was; nil if
 	// Pull does.
 	Complete func(ctx context.Context, ref string) (time.Time, error)
+	// Waited tells how many seconds readers have waited for contents of an image in
+	// all, if the system knows.
+	Waited func(ctx context.Context, ref string) (float64, error)
 }
 
 // Pull pulls an image with what ctr calls a pull.
