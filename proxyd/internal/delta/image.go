@@ -31,9 +31,20 @@ type Image struct {
 	rest    []uint32                // the objects of the tree, in the order without predictions
 	needed  []bool                  // by object: the tree has it
 	names   []name                  // by object: of its first file
-	dirs    []int32                 // by object: its directory, or -1
-	members [][]uint32              // by directory: the small objects, by name
+	dirs    []int32                 // by object: its folder, or -1
+	folders []folder                // those with small objects, and all above them, parents first
+	small   []uint32                // the small objects in the order of the tree
 	bytes   int64                   // of rest
+}
+
+// folder is a directory of small objects.
+type folder struct {
+	parent int32    // or -1
+	own    []uint32 // small objects of the directory itself, by name
+	// Image.small[first:end] are those of the directory and of all below it, of
+	// so many bytes.
+	first, end int32
+	bytes      int64
 }
 
 // NewImage makes the Image of layers, from the lowest to the top, and of the tree
@@ -90,7 +101,7 @@ func (img *Image) arrange(tree *toc.Tree) error {
 	img.dirs = make([]int32, n)
 	img.names = make([]name, n)
 	late := make([]bool, n)
-	dirs := map[string]int32{}
+	folders := map[string]int32{}
 	err := tree.Walk(func(file string, node *toc.Node) error {
 		if node.Type != toc.TypeReg || node.Object.IsZero() {
 			return nil
@@ -110,12 +121,18 @@ func (img *Image) arrange(tree *toc.Tree) error {
 		img.dirs[id] = -1
 		img.names[id] = newName(file)
 		if img.Objects[id].Size < SmallObject {
-			img.join(dirs, path.Dir(file), id)
+			img.join(folders, path.Dir(file), id)
 		}
 		return nil
 	})
 	if err != nil {
 		return err
+	}
+	for i := len(img.folders) - 1; i > 0; i-- {
+		if f := &img.folders[i]; f.parent >= 0 {
+			up := &img.folders[f.parent]
+			up.end, up.bytes = max(up.end, f.end), up.bytes+f.bytes
+		}
 	}
 	// Small objects stay in the order of the tree: files of one directory
 	// compress well together. Large ones come after them, the smallest first, so
@@ -128,16 +145,37 @@ func (img *Image) arrange(tree *toc.Tree) error {
 	return nil
 }
 
-// join makes a small object a member of a directory.
-func (img *Image) join(dirs map[string]int32, dir string, id uint32) {
-	d, ok := dirs[dir]
-	if !ok {
-		d = int32(len(img.members))
-		dirs[dir] = d
-		img.members = append(img.members, nil)
+// join makes a small object a member of a directory. It is called in the order of the
+// tree, so that what is below a directory lies together.
+func (img *Image) join(folders map[string]int32, dir string, id uint32) {
+	at := img.folder(folders, dir)
+	img.small = append(img.small, id)
+	f := &img.folders[at]
+	f.own = append(f.own, id)
+	f.end = int32(len(img.small))
+	f.bytes += img.Objects[id].Size
+	img.dirs[id] = at
+}
+
+// folder returns the number of a directory, which it makes if need be, with all above it.
+func (img *Image) folder(folders map[string]int32, dir string) int32 {
+	var missing []string
+	at, ok := folders[dir]
+	for ; !ok; at, ok = folders[dir] {
+		missing = append(missing, dir)
+		if dir == "." {
+			at = -1
+			break
+		}
+		dir = path.Dir(dir)
 	}
-	img.dirs[id] = d
-	img.members[d] = append(img.members[d], id)
+	for _, dir := range slices.Backward(missing) {
+		n := int32(len(img.folders))
+		img.folders = append(img.folders, folder{parent: at, first: int32(len(img.small))})
+		folders[dir] = n
+		at = n
+	}
+	return at
 }
 
 // largeSize is the size of a large object, 0 for all small ones.

@@ -220,9 +220,12 @@ func TestAnswer(t *testing.T) {
 		l.file(t, fmt.Sprintf("a/f%02d", i), fmt.Append(nil, "a", i))
 	}
 	for i := range 10 {
-		l.file(t, fmt.Sprintf("b/f%02d", i), bytes.Repeat(fmt.Append(nil, "b", i), 20_000))
+		l.file(t, fmt.Sprintf("b/f%02d", i), bytes.Repeat(fmt.Append(nil, "b", i), 60_000))
 	}
 	l.file(t, "a/large", make([]byte, toc.PieceSize+1))
+	for _, name := range []string{"c/x/f", "c/y/f", "c/y/z/f"} {
+		l.file(t, name, []byte(name))
+	}
 	f := newFixture(t, l)
 	id := func(first, n int) (ids []uint32) {
 		for i := range n {
@@ -238,9 +241,9 @@ func TestAnswer(t *testing.T) {
 		want   []uint32
 	}{
 		"exact":              {[]Item{{Object: 50}, {Object: 110}, {Object: 3}, {Object: 50}}, true, nil, []uint32{50, 110, 3}},
-		"what follows":       {whole(10), false, nil, id(10, 65)},
-		"around the end":     {whole(90), false, nil, slices.Concat(id(90, 10), id(0, 55))},
-		"not above 256 KiB":  {whole(100), false, nil, id(100, 7)},
+		"around the end":     {whole(90), false, nil, slices.Concat(id(90, 10), id(0, 90))},
+		"below and beside":   {whole(112), false, nil, []uint32{112, 113, 111}},
+		"not above 1 MiB":    {whole(100), false, nil, id(100, 9)},
 		"large alone":        {[]Item{{Object: 110}}, false, nil, []uint32{110}},
 		"not what is had":    {whole(13), false, NewClaims(f.img, had), []uint32{13, 14, 15, 12}},
 		"asked though it is": {whole(1), false, NewClaims(f.img, had), []uint32{1, 12, 13, 14, 15}},
@@ -267,7 +270,7 @@ func TestAnswer(t *testing.T) {
 			}
 		})
 	}
-	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, whole(111), false, f.packs, nil)
+	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, whole(114), false, f.packs, nil)
 	if !errors.Is(err, toc.ErrInvalid) {
 		t.Errorf("unknown object: got %v, want ErrInvalid", err)
 	}
