@@ -81,6 +81,14 @@ func TestGolden(t *testing.T) {
 			{"proxy", "add"},
 		}},
 		{"notify", &fake{}, [][]string{{"notify", app1}, {"notify", app1, "--json", "--user", "alice:pass:word"}, {"notify", app1, "-u", "bob"}, {"notify"}}},
+		{"delta", &fake{}, [][]string{
+			{"delta", "registry.example/app:2"},
+			{"delta", app1, plain, "registry.example/app:2", "--top", "1"},
+			{"delta", "--from", app1, "registry.example/app:2", "--json"},
+			{"delta", "registry.example/app:2", "-u", "bob"},
+			{"delta", "--top", "257", app1},
+			{"delta"},
+		}},
 		{"missing", &fake{}, [][]string{{"status", "--missing", app1}, {"status", "--missing", "--json", app1}, {"status", "--missing"}}},
 		{"fsck", &fake{problem: &api.Problem{Kind: "object", Name: "sha256:aa", Detail: "has other contents; fsck --repair fetches it again"}}, [][]string{
 			{"fsck"}, {"fsck", "--json"}, {"fsck", "--repair"}, {"fsck", "extra"},
