@@ -83,7 +83,7 @@ func commands() []*cli.Command {
 		name     string
 		commands []*cli.Command
 	}{
-		{groupImages, []*cli.Command{pullCommand(), statusCommand(), waitCommand(), deltaCommand(), notifyCommand()}},
+		{groupImages, []*cli.Command{pullCommand(), statusCommand(), waitCommand(), deltaCommand(), notifyCommand(), convertCommand()}},
 		{groupTraces, []*cli.Command{optimizerCommand(), reportCommand(), traceCommand()}},
 		{groupNode, []*cli.Command{proxyCommand(), doctorCommand(), fsckCommand(), dfCommand(), gcCommand(), versionCommand()}},
 		{"", oldProxyCommands()},

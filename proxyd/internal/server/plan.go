@@ -61,8 +61,7 @@ func (s *Server) plan(w *response, r *http.Request, rec *record) error {
 
 // inImage says which of several images an error is about.
 func inImage(ref string, err error) error {
-	var e *wire.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*wire.Error](err); ok {
 		return &wire.Error{Code: e.Code, Message: loggable(ref) + ": " + e.Message}
 	}
 	return fmt.Errorf("%s: %w", loggable(ref), err)
