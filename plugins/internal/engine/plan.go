@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"github.com/containerd/errdefs"
 
@@ -50,7 +49,7 @@ func (e *Engine) Plan(ctx context.Context, r PlanRequest, report func(wire.Progr
 	}
 	proxies := e.proxiesFor(host)
 	if len(proxies) == 0 {
-		return nil, "", fmt.Errorf("no proxy is configured for registry %q: %w", host, errdefs.ErrNotFound)
+		return nil, "", noProxy(host)
 	}
 	var failures []error
 	for _, p := range proxies {

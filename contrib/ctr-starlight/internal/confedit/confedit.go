@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -154,7 +155,7 @@ func appendBlock(text []byte, lines string, file bool) []byte {
 func setSnapshotter(text []byte, d *document) (out []byte, more string, err error) {
 	lines := strings.SplitAfter(string(text), "\n")
 	for _, path := range snapshotters {
-		at := d.key(append(path[:len(path):len(path)], "snapshotter")...)
+		at := d.key(append(slices.Clip(path), "snapshotter")...)
 		if at == 0 {
 			continue
 		}
@@ -279,8 +280,7 @@ func hasBlock(text []byte) bool {
 func decode(text []byte) (map[string]any, error) {
 	all := map[string]any{}
 	if err := toml.Unmarshal(text, &all); err != nil {
-		var de *toml.DecodeError
-		if errors.As(err, &de) {
+		if de, ok := errors.AsType[*toml.DecodeError](err); ok {
 			row, _ := de.Position()
 			return nil, fmt.Errorf("line %d: %w", row, err)
 		}
@@ -323,7 +323,7 @@ func parse(text []byte) (*document, error) {
 			within = path
 			d.all = append(d.all, expression{path, line, n.Kind == unstable.Table})
 		case unstable.KeyValue:
-			d.all = append(d.all, expression{append(within[:len(within):len(within)], path...), line, false})
+			d.all = append(d.all, expression{append(slices.Clip(within), path...), line, false})
 		}
 	}
 	return d, p.Error()
