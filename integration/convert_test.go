@@ -35,8 +35,11 @@ func TestConvertedImages(t *testing.T) {
 
 	dir := t.TempDir()
 	t.Setenv("DOCKER_CONFIG", dir)
-	if out, err := n.Ctr(t.Context(), append([]string{"starlight", "convert", src, r.Ref("secret/tinyhttp", "no")}, insecure...)...); err == nil {
-		t.Errorf("converted without credentials: %s", out)
+	if out, err := n.Ctr(t.Context(), append([]string{"starlight", "convert", src, r.Ref("secret/tinyhttp", "no")}, insecure...)...); err == nil || !strings.Contains(err.Error(), "docker login") {
+		t.Errorf("convert without credentials: %v: %s", err, out)
+	}
+	if out, err := n.Ctr(t.Context(), "starlight", "convert", src, r.Ref("secret/tinyhttp", "no")); err == nil || !strings.Contains(err.Error(), "--insecure-source") {
+		t.Errorf("convert without TLS: %v: %s", err, out)
 	}
 	auth := fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, r.Host, base64.StdEncoding.EncodeToString([]byte(good)))
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(auth), 0o600); err != nil {

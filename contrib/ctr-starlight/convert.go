@@ -18,6 +18,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 	"oras.land/oras-go/v2/registry/remote/retry"
 
 	"github.com/starlight-delta/starlight/contrib/ctr-starlight/internal/convert"
@@ -111,7 +112,7 @@ func convertImage(ctx context.Context, c *cli.Command) error {
 		if cause := context.Cause(ctx); ctx.Err() != nil {
 			return cause
 		}
-		return fmt.Errorf("convert %s: %w", src, err)
+		return fmt.Errorf("convert %s: %w%s", src, err, advice(err))
 	}
 	out := convertJSON{Ref: dst.String(), Digest: r.Digest.String(), MediaType: r.MediaType, Dropped: len(r.Dropped), Notified: []string{}}
 	for _, m := range r.Manifests {
@@ -146,6 +147,21 @@ func (o *convertJSON) write(c *cli.Command) error {
 		}
 	}
 	return nil
+}
+
+// advice says what to do about an error of a registry.
+func advice(err error) string {
+	refused, _ := errors.AsType[*errcode.ErrorResponse](err)
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch), untrusted:
+		return ": if it is right that the registry has no certificate that is trusted, give --insecure-source or --insecure-destination"
+	case errors.Is(err, auth.ErrBasicCredentialNotFound),
+		refused != nil && (refused.StatusCode == http.StatusUnauthorized || refused.StatusCode == http.StatusForbidden):
+		return ": docker login to the registry, or give --user"
+	default:
+		return ""
+	}
 }
 
 // userFor is --user for a registry that it is meant for.
