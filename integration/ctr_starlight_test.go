@@ -148,13 +148,14 @@ func TestDeltaSaysWhatAPullBrings(t *testing.T) {
 		WireBytes int64 `json:"wireBytes"`
 	}
 	type delta struct {
-		WireBytes  int64 `json:"wireBytes"`
-		PlainBytes int64 `json:"plainBytes"`
-		Total      share `json:"total"`
-		Local      share `json:"local"`
-		Patched    share `json:"patched"`
-		New        share `json:"new"`
-		Files      []struct {
+		WireBytes     int64 `json:"wireBytes"`
+		MostWireBytes int64 `json:"mostWireBytes"`
+		PlainBytes    int64 `json:"plainBytes"`
+		Total         share `json:"total"`
+		Local         share `json:"local"`
+		Patched       share `json:"patched"`
+		New           share `json:"new"`
+		Files         []struct {
 			Path string `json:"path"`
 		} `json:"files"`
 	}
@@ -165,18 +166,18 @@ func TestDeltaSaysWhatAPullBrings(t *testing.T) {
 	}
 	for _, ref := range []string{v1, v2} {
 		said := fromJSON[delta](n, "delta", ref)
-		if ref == v2 && (said.Local != update.Local || said.WireBytes > update.WireBytes*11/10 || said.WireBytes < update.WireBytes*9/10) {
+		// Patches that proxyd has made better meanwhile, as somebody asked, are smaller.
+		if ref == v2 && (said.Local != update.Local || said.WireBytes > update.WireBytes*12/10 || said.WireBytes < update.WireBytes/3) {
 			t.Errorf("got %+v from the node, %+v from %s, which is all that it has", said, update, v1)
 		}
 		n.pull(ref)
 		n.wait(ref)
 		st := n.status1(ref)
 		// A pull does not wait for patches that a loaded machine makes too late.
-		most := said.WireBytes*12/10 + said.Patched.Bytes/2
-		if st.Objects != said.Total.Objects || st.WireBytes < said.WireBytes*8/10 || st.WireBytes > most {
+		if st.Objects != said.Total.Objects || st.WireBytes < said.WireBytes*8/10 || st.WireBytes > said.MostWireBytes*11/10 {
 			t.Errorf("%s: the pull brought %d bytes, delta said %+v", ref, st.WireBytes, said)
 		}
-		t.Logf("%s: said %d, brought %d bytes", ref, said.WireBytes, st.WireBytes)
+		t.Logf("%s: said %d to %d, brought %d bytes", ref, said.WireBytes, said.MostWireBytes, st.WireBytes)
 	}
 	if update.Patched.Objects == 0 || update.Local.Objects == 0 || update.WireBytes >= update.PlainBytes || len(update.Files) != 10 {
 		t.Errorf("got %+v, want patches, local contents, and ten files", update)

@@ -82,6 +82,9 @@ func TestPlan(t *testing.T) {
 	if n := bundle(wire.DeltaRequest{Ref: old.ref, Platform: platform}); n < all.Wire*9/10 || n > all.Wire*11/10 {
 		t.Errorf("fresh: the plan says %d bytes, the bundle has %d", all.Wire, n)
 	}
+	if all.MostWire != all.Wire {
+		t.Errorf("fresh: at most %d bytes, want %d, as there are no patches", all.MostWire, all.Wire)
+	}
 	if len(all.Files) != 3 || all.Files[0].Wire < all.Files[1].Wire || all.Files[1].Wire < all.Files[2].Wire {
 		t.Errorf("fresh: got files %+v, want the three largest", all.Files)
 	}
@@ -112,6 +115,9 @@ func TestPlan(t *testing.T) {
 	if len(byHave.Files) != len(want) {
 		t.Errorf("update: got files %+v", byHave.Files)
 	}
+	if n := bundle(wire.DeltaRequest{Ref: next.ref, Platform: platform, Have: have}); byHave.MostWire <= byHave.Wire || n > byHave.MostWire*11/10 || n < byHave.MostWire*9/10 {
+		t.Errorf("update: between %d and %d bytes, without patches it has %d", byHave.Wire, byHave.MostWire, n)
+	}
 	sum := byHave.Metadata + byHave.New.Wire + byHave.Patched.Wire
 	if d := byHave.Wire - sum; d < 0 || d > 100 { // parts are rounded, the end is no part
 		t.Errorf("update: %d bytes, its parts have %d", byHave.Wire, sum)
@@ -121,6 +127,7 @@ func TestPlan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	byName.Patched.Wire, byHave.Patched.Wire = 0, 0 // the second time there may be a better patch
 	if byName.Local != byHave.Local || byName.New != byHave.New || byName.Patched != byHave.Patched || byName.Strange != 0 || len(byName.Files) != 0 {
 		t.Errorf("by name: got %+v, want what the layers gave: %+v", byName, byHave)
 	}

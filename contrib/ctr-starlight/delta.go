@@ -26,7 +26,7 @@ func deltaCommand() *cli.Command {
 		ArgsUsage: "[FROM…] TO",
 		Description: "Without FROM, as the node is; with FROM, as if it had exactly these images. The proxy makes the bundle and\n" +
 			"counts it, so it may have to read the images first. Which patches a pull gets depends on the speed of the\n" +
-			"link, too: the numbers are those of a link that leaves time for all of them.\n" +
+			"link and of the proxy, too: the numbers are those with all of them.\n" +
 			"The password of --user is for the registry of TO only, and best given in the environment:\n" +
 			"CTR_STARLIGHT_USER=user:password",
 		Flags: []cli.Flag{
@@ -54,6 +54,7 @@ type deltaJSON struct {
 	PlainBytes    int64       `json:"plainBytes"`
 	MetadataBytes int64       `json:"metadataBytes"`
 	WireBytes     int64       `json:"wireBytes"`
+	MostWireBytes int64       `json:"mostWireBytes"` // without patches
 	Total         shareJSON   `json:"total"`
 	Local         shareJSON   `json:"local"`
 	Patched       shareJSON   `json:"patched"`
@@ -121,7 +122,7 @@ func asDelta(ref string, from []string, p *api.Plan) *deltaJSON {
 		Ref: ref, From: append([]string{}, from...), Proxy: p.GetProxy(), Manifest: p.GetManifest(),
 		Layers: p.GetLayers(), KnownLayers: p.GetKnownLayers(), StrangeLayers: p.GetStrangeLayers(),
 		LayerBytes: p.GetLayerBytes(), PlainBytes: p.GetPlainBytes(),
-		MetadataBytes: p.GetMetadataBytes(), WireBytes: p.GetWireBytes(),
+		MetadataBytes: p.GetMetadataBytes(), WireBytes: p.GetWireBytes(), MostWireBytes: p.GetMostWireBytes(),
 		Total: share(p.GetTotal()), Local: share(p.GetLocal()), Patched: share(p.GetPatched()), New: share(p.GetNew()),
 		Files: []deltaFile{},
 	}
@@ -158,6 +159,11 @@ func (d *deltaJSON) write(w io.Writer) error {
 	}
 	if err := table(w, rows); err != nil {
 		return err
+	}
+	if d.MostWireBytes > d.WireBytes {
+		if _, err := fmt.Fprintf(w, "\nWithout patches it is %s: the proxy sends what it cannot patch in time as it is.\n", size(d.MostWireBytes)); err != nil {
+			return err
+		}
 	}
 	if d.StrangeLayers > 0 {
 		if _, err := fmt.Fprintf(w, "\nThe proxy does not know %d of the layers that the node has: what is in them may be sent again.\n"+

@@ -141,7 +141,7 @@ func (f *fake) Plan(r *api.PlanRequest, s grpc.ServerStreamingServer[api.PlanRes
 		Proxy: "http://near:8090", Manifest: "sha256:bb", Layers: 8, KnownLayers: 2, LayerBytes: 33_000_000, PlainBytes: 20_000_000,
 		Total: &api.Share{Objects: 1300, Bytes: 84_000_000}, Local: &api.Share{Objects: 1290, Bytes: 70_000_000},
 		Patched: &api.Share{Objects: 7, Bytes: 13_000_000, WireBytes: 700_000}, New: &api.Share{Objects: 3, Bytes: 1_000_000, WireBytes: 300_000},
-		MetadataBytes: 40_000, WireBytes: 1_040_010,
+		MetadataBytes: 40_000, WireBytes: 1_040_010, MostWireBytes: 6_000_000,
 		Files: []*api.PlanFile{
 			{Path: "/usr/bin/redis", Bytes: 12_000_000, WireBytes: 600_000, Patched: true},
 			{Path: "/etc/\x1b[31mred", Bytes: 900_000, WireBytes: 290_000},

@@ -100,7 +100,7 @@ func TestBundleRoundTrip(t *testing.T) {
 	plan := &Plan{
 		Manifest: digestOf("manifest"), Layers: 3, KnownLayers: 1, LayerBytes: 60, PlainBytes: 40, Strange: 2,
 		Total: Share{Objects: 10, Bytes: 1 << 40}, Local: Share{Objects: 7, Bytes: 6000}, Patched: Share{1, 4000, 40}, New: Share{2, 1000, 400},
-		Metadata: 100, Wire: 540, Files: []PlanFile{{Path: "usr/bin/app", Bytes: 4000, Wire: 40, Patched: true}},
+		Metadata: 100, Wire: 540, MostWire: 2000, Files: []PlanFile{{Path: "usr/bin/app", Bytes: 4000, Wire: 40, Patched: true}},
 	}
 	failure := &Error{Code: CodeUpstream, Message: "no route"}
 	bundles := map[string][]step{

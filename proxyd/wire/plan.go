@@ -67,6 +67,8 @@ type Plan struct {
 	// Metadata is how many bytes come before the contents, and Wire how many in all.
 	Metadata int64 `json:"metadata"`
 	Wire     int64 `json:"wire"`
+	// MostWire is what Wire is if no patch is made in time.
+	MostWire int64 `json:"mostWire"`
 	// Files are those that take most, by their bytes on the wire.
 	Files []PlanFile `json:"files"`
 }
@@ -94,7 +96,7 @@ func (p *Plan) validate() error {
 		return invalid("a plan that names %d files", len(p.Files))
 	case p.Layers > MaxLayers || p.KnownLayers < 0 || p.KnownLayers > p.Layers || p.Strange < 0:
 		return invalid("a plan of %d layers, %d of them known", p.Layers, p.KnownLayers)
-	case min(p.LayerBytes, p.PlainBytes, p.Metadata, p.Wire) < 0:
+	case min(p.LayerBytes, p.PlainBytes, p.Metadata, p.Wire, p.MostWire) < 0:
 		return invalid("a plan with negative sizes")
 	}
 	for _, s := range []Share{p.Total, p.Local, p.Patched, p.New} {

@@ -31,7 +31,7 @@ func (s *Service) Plan(r *api.PlanRequest, stream grpc.ServerStreamingServer[api
 		Layers: int64(p.Layers), KnownLayers: int64(p.KnownLayers), StrangeLayers: int64(p.Strange),
 		LayerBytes: p.LayerBytes, PlainBytes: p.PlainBytes,
 		Total: share(p.Total), Local: share(p.Local), Patched: share(p.Patched), New: share(p.New),
-		MetadataBytes: p.Metadata, WireBytes: p.Wire,
+		MetadataBytes: p.Metadata, WireBytes: p.Wire, MostWireBytes: p.MostWire,
 	}
 	for _, f := range p.Files {
 		out.Files = append(out.Files, &api.PlanFile{Path: text("/" + f.Path), Bytes: f.Bytes, WireBytes: f.Wire, Patched: f.Patched})

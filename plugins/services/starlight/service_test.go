@@ -65,7 +65,7 @@ func (f *fake) Fsck(_ context.Context, repair bool, report func(engine.FsckProgr
 func (f *fake) Plan(_ context.Context, r engine.PlanRequest, report func(wire.Progress) error) (*wire.Plan, string, error) {
 	err := report(wire.Progress{Stage: "plan", Done: 1, Total: 2})
 	return &wire.Plan{
-		Layers: 3, KnownLayers: 1, New: wire.Share{Objects: len(r.From), Bytes: int64(r.Top), Wire: 5},
+		Layers: 3, KnownLayers: 1, MostWire: 8, New: wire.Share{Objects: len(r.From), Bytes: int64(r.Top), Wire: 5},
 		Files: []wire.PlanFile{{Path: "a\xff", Bytes: 4, Wire: 2, Patched: r.Credentials != nil}},
 	}, r.Ref + " " + r.Platform, errors.Join(err, f.err)
 }
@@ -88,7 +88,7 @@ func TestPlanIsSentLast(t *testing.T) {
 	}
 	none := &api.Share{}
 	want := []*api.PlanResponse{{Stage: "plan", Done: 1, Total: 2}, {Plan: &api.Plan{
-		Proxy: "r linux/s390x", Manifest: (&wire.Plan{}).Manifest.String(), Layers: 3, KnownLayers: 1,
+		Proxy: "r linux/s390x", Manifest: (&wire.Plan{}).Manifest.String(), Layers: 3, KnownLayers: 1, MostWireBytes: 8,
 		Total: none, Local: none, Patched: none, New: &api.Share{Objects: 2, Bytes: 9, WireBytes: 5},
 		Files: []*api.PlanFile{{Path: "/a\uFFFD", Bytes: 4, WireBytes: 2, Patched: true}},
 	}}}

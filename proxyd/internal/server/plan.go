@@ -123,6 +123,9 @@ func (s *Server) dryRun(ctx context.Context, b *bundle, im *image, top int) (*wi
 		return nil, err
 	}
 	p := c.plan(b, dry.out.Written())
+	if p.MostWire, err = s.library.unpatched(ctx, c, p.Wire); err != nil {
+		return nil, err
+	}
 	known, err := s.strangers(ctx, b.req.Have)
 	if err != nil {
 		return nil, err
@@ -237,6 +240,29 @@ func (c *counter) plan(b *bundle, wired int64) *wire.Plan {
 		share.Wire += int64(o.wire)
 	}
 	return p
+}
+
+// unpatched is what a bundle of so many bytes has if its patches are sent as they are
+// stored.
+func (l *library) unpatched(ctx context.Context, c *counter, wired int64) (int64, error) {
+	packs := l.packSet(c.im.packKeys())
+	defer packs.close()
+	for _, o := range c.objects {
+		if !o.patched {
+			continue
+		}
+		at := c.im.delta.Place(o.object)
+		p, err := packs.get(ctx, at.Layer)
+		if err != nil {
+			return 0, err
+		}
+		stored := int64(0)
+		for i := range c.im.delta.Objects[o.object].NumPieces() {
+			stored += int64(p.Stored(at.Object, i))
+		}
+		wired += max(stored-int64(o.wire), 0)
+	}
+	return wired, nil
 }
 
 // files names the objects that take most.

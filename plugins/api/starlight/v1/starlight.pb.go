@@ -1136,6 +1136,8 @@ type Plan struct {
 	// Bytes before the contents, and in all.
 	MetadataBytes int64 `protobuf:"varint,12,opt,name=metadata_bytes,json=metadataBytes,proto3" json:"metadata_bytes,omitempty"`
 	WireBytes     int64 `protobuf:"varint,13,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	// In all, if no patch is made in time.
+	MostWireBytes int64 `protobuf:"varint,15,opt,name=most_wire_bytes,json=mostWireBytes,proto3" json:"most_wire_bytes,omitempty"`
 	// Those that take most, by their bytes on the wire.
 	Files         []*PlanFile `protobuf:"bytes,14,rep,name=files,proto3" json:"files,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -1259,6 +1261,13 @@ func (x *Plan) GetMetadataBytes() int64 {
 func (x *Plan) GetWireBytes() int64 {
 	if x != nil {
 		return x.WireBytes
+	}
+	return 0
+}
+
+func (x *Plan) GetMostWireBytes() int64 {
+	if x != nil {
+		return x.MostWireBytes
 	}
 	return 0
 }
@@ -2342,7 +2351,7 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12&\n" +
-	"\x04plan\x18\x04 \x01(\v2\x12.starlight.v1.PlanR\x04plan\"\xfc\x03\n" +
+	"\x04plan\x18\x04 \x01(\v2\x12.starlight.v1.PlanR\x04plan\"\xa4\x04\n" +
 	"\x04Plan\x12\x14\n" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1a\n" +
 	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12\x16\n" +
@@ -2360,7 +2369,8 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\x03new\x18\v \x01(\v2\x13.starlight.v1.ShareR\x03new\x12%\n" +
 	"\x0emetadata_bytes\x18\f \x01(\x03R\rmetadataBytes\x12\x1d\n" +
 	"\n" +
-	"wire_bytes\x18\r \x01(\x03R\twireBytes\x12,\n" +
+	"wire_bytes\x18\r \x01(\x03R\twireBytes\x12&\n" +
+	"\x0fmost_wire_bytes\x18\x0f \x01(\x03R\rmostWireBytes\x12,\n" +
 	"\x05files\x18\x0e \x03(\v2\x16.starlight.v1.PlanFileR\x05files\"V\n" +
 	"\x05Share\x12\x18\n" +
 	"\aobjects\x18\x01 \x01(\x03R\aobjects\x12\x14\n" +
