@@ -136,3 +136,189 @@ func TestNodeIsLookedAfter(t *testing.T) {
 		t.Errorf("proxy ls: got %s", out)
 	}
 }
+
+// What delta says before a pull is what the pull then brings, for a node that has
+// nothing and for one that has the version before; and it brings nothing itself.
+func TestDeltaSaysWhatAPullBrings(t *testing.T) {
+	w, _, n := accelerated(t, slow)
+	v1, v2 := w.push("redis", "v1"), w.push("redis", "v2")
+	type share struct {
+		Objects   int64 `json:"objects"`
+		Bytes     int64 `json:"bytes"`
+		WireBytes int64 `json:"wireBytes"`
+	}
+	type delta struct {
+		WireBytes     int64 `json:"wireBytes"`
+		MostWireBytes int64 `json:"mostWireBytes"`
+		PlainBytes    int64 `json:"plainBytes"`
+		Total         share `json:"total"`
+		Local         share `json:"local"`
+		Patched       share `json:"patched"`
+		New           share `json:"new"`
+		Files         []struct {
+			Path string `json:"path"`
+		} `json:"files"`
+	}
+	w.counters()
+	update := fromJSON[delta](n, "delta", "--from", v1, v2)
+	if c := w.counters(); c.Down.Bytes > 100_000 {
+		t.Errorf("delta brought %d bytes", c.Down.Bytes)
+	}
+	for _, ref := range []string{v1, v2} {
+		said := fromJSON[delta](n, "delta", ref)
+		// Patches that proxyd has made better meanwhile, as somebody asked, are smaller.
+		if ref == v2 && (said.Local != update.Local || said.WireBytes > update.WireBytes*12/10 || said.WireBytes < update.WireBytes/3) {
+			t.Errorf("got %+v from the node, %+v from %s, which is all that it has", said, update, v1)
+		}
+		n.pull(ref)
+		n.wait(ref)
+		st := n.status1(ref)
+		// A pull does not wait for patches that a loaded machine makes too late.
+		if st.Objects != said.Total.Objects || st.WireBytes < said.WireBytes*8/10 || st.WireBytes > said.MostWireBytes*11/10 {
+			t.Errorf("%s: the pull brought %d bytes, delta said %+v", ref, st.WireBytes, said)
+		}
+		t.Logf("%s: said %d to %d, brought %d bytes", ref, said.WireBytes, said.MostWireBytes, st.WireBytes)
+	}
+	if update.Patched.Objects == 0 || update.Local.Objects == 0 || update.WireBytes >= update.PlainBytes || len(update.Files) != 10 {
+		t.Errorf("got %+v, want patches, local contents, and ten files", update)
+	}
+	if again := fromJSON[delta](n, "delta", v2); again.New.Objects+again.Patched.Objects != 0 || again.Local != again.Total {
+		t.Errorf("after the pull: got %+v, want nothing to bring", again)
+	}
+}
+
+// The configuration of a node is edited, taken in, and given back byte for byte.
+func TestInstallConfiguresANode(t *testing.T) {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	n := w.node(sandbox.NodeConfig{})
+	ref := w.push("tinyhttp", "v1")
+	file := filepath.Join(n.Dir, "config.toml")
+	before, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := func() {
+		t.Helper()
+		if err := n.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := n.ctr("starlight", "install", "--config", file, "--proxy", p.Address, "--registry", "10.*", "--default-snapshotter", "--cri", "--yes")
+	if !strings.Contains(out, "+  address = \""+p.Address+"\"") {
+		t.Errorf("install: got %s, want the difference", out)
+	}
+	restart()
+	if err := n.Pull(t.Context(), ref); err != nil {
+		t.Fatal(err)
+	}
+	if s := n.status1(ref); s.Mode != "delta" {
+		t.Errorf("got %+v, want a delta", s)
+	}
+	if out, err := n.Ctr(t.Context(), "starlight", "doctor", "--config", file); strings.Contains(out, "does not use the snapshotter") {
+		t.Errorf("doctor: %v: %s", err, out)
+	}
+	n.ctr("starlight", "uninstall", "--config", file, "--yes")
+	if after, err := os.ReadFile(file); err != nil || string(after) != string(before) {
+		t.Errorf("after uninstall: %v, %s", err, after)
+	}
+	restart()
+	if out := n.ctr("starlight", "proxy", "ls", "--json"); strings.TrimSpace(out) != "[]" {
+		t.Errorf("after uninstall there are proxies: %s", out)
+	}
+}
+
+// Reset takes out what came through Starlight and nothing else, with containerd and
+// without, and never from under a container.
+func TestReset(t *testing.T) {
+	w, _, n := accelerated(t, lan)
+	v1, v2 := w.push("tinyhttp", "v1"), w.push("tinyhttp", "v2")
+	ready := image(t, "tinyhttp", "v1").Ready
+	run := func(ref, id, snapshotter string) func() {
+		t.Helper()
+		c, err := n.Run(t.Context(), sandbox.Run{Ref: ref, ID: id, Snapshotter: snapshotter, Argv: ready.Argv})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.WaitReady(t.Context(), ready); err != nil {
+			t.Fatal(err)
+		}
+		return func() {
+			t.Helper()
+			if err := c.Remove(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	refuses := func(why string, flags ...string) {
+		t.Helper()
+		out, err := n.Ctr(t.Context(), append([]string{"starlight", "reset", "--yes"}, flags...)...)
+		if err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("got %v, want %q: %s", err, why, out)
+		}
+	}
+	root := filepath.Join(n.Root, "io.containerd.snapshotter.v1.starlight")
+	n.pull(v1)
+	n.wait(v1)
+	n.ctr("image", "tag", v1, "other.example/name:1")
+	n.ctr("-n", "second", "image", "pull", "--plain-http", "--snapshotter", starlight, v1)
+	n.pull(v2)
+	n.wait(v2)
+	if err := n.Pull(t.Context(), v2, "--snapshotter", overlayfs); err != nil {
+		t.Fatal(err)
+	}
+	app := run(v1, "app", starlight)
+	refuses("container app in namespace default")
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	refuses("containers run from", "--root", root)
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	app()
+
+	other := run(v2, "other", overlayfs)
+	if out := n.ctr("starlight", "reset", "--dry-run"); strings.Count(out, "remove image") != 3 || !strings.Contains(out, "keep image "+v2) {
+		t.Errorf("dry run: got %s, want three names of %s to be removed and %s to be kept", out, v1, v2)
+	}
+	if s := n.status(v1); len(s) != 2 {
+		t.Errorf("a dry run has removed something: %+v", s)
+	}
+	n.ctr("starlight", "reset", "--yes")
+	if out := n.ctr("image", "ls", "-q"); strings.TrimSpace(out) != v2 {
+		t.Errorf("after reset there are the images %q, want %s", out, v2)
+	}
+	if out := n.ctr("-n", "second", "image", "ls", "-q"); strings.TrimSpace(out) != "" {
+		t.Errorf("after reset the second namespace has %q", out)
+	}
+	other()
+	n.ctr("starlight", "reset", "--yes")
+	if out := n.ctr("snapshots", "--snapshotter", starlight, "ls"); strings.Count(out, "\n") > 1 {
+		t.Errorf("after reset there are snapshots: %s", out)
+	}
+	n.pull(v1)
+	n.wait(v1)
+	n.runReady(v1, "again", starlight, ready)
+
+	if err := n.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	n.ctr("starlight", "reset", "--yes", "--root", root)
+	if left, err := os.ReadDir(root); err == nil {
+		t.Errorf("without containerd: %d entries are left", len(left))
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), root) {
+		t.Errorf("there are mounts left (%v)", err)
+	}
+	if err := n.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	n.ctr("image", "rm", "--sync", v1)
+	n.pull(v1)
+	n.wait(v1)
+	n.runReady(v1, "anew", starlight, ready)
+}

@@ -125,6 +125,8 @@ func explain(err error) string {
 	case errors.As(err, &rpc) && rpc.Code() == codes.Unimplemented:
 		return fmt.Sprintf("the containerd on %s has no Starlight service: either it is not Starlight's build, or its "+
 			"plugins failed to load (ctr plugins ls, journalctl -u containerd)", socket)
+	case errors.As(err, &rpc) && rpc.Code() == codes.Unauthenticated:
+		return err.Error() + ": give --user, or CTR_STARLIGHT_USER"
 	default:
 		return err.Error()
 	}

@@ -133,6 +133,32 @@ func (f *fake) Notify(r *api.NotifyRequest, s grpc.ServerStreamingServer[api.Not
 	return nil
 }
 
+func (f *fake) Plan(r *api.PlanRequest, s grpc.ServerStreamingServer[api.PlanResponse]) error {
+	if r.GetUsername() != "" {
+		return status.Error(codes.Unauthenticated, "proxy http://near:8090: unauthorized: "+r.GetRef()+": the registry refuses these credentials")
+	}
+	p := &api.Plan{
+		Proxy: "http://near:8090", Manifest: "sha256:bb", Layers: 8, KnownLayers: 2, LayerBytes: 33_000_000, PlainBytes: 20_000_000,
+		Total: &api.Share{Objects: 1300, Bytes: 84_000_000}, Local: &api.Share{Objects: 1290, Bytes: 70_000_000},
+		Patched: &api.Share{Objects: 7, Bytes: 13_000_000, WireBytes: 700_000}, New: &api.Share{Objects: 3, Bytes: 1_000_000, WireBytes: 300_000},
+		MetadataBytes: 40_000, WireBytes: 1_040_010, MostWireBytes: 6_000_000,
+		Files: []*api.PlanFile{
+			{Path: "/usr/bin/redis", Bytes: 12_000_000, WireBytes: 600_000, Patched: true},
+			{Path: "/etc/\x1b[31mred", Bytes: 900_000, WireBytes: 290_000},
+		},
+	}
+	if len(r.GetFrom()) == 0 {
+		p.StrangeLayers = 1
+	}
+	p.Files = p.Files[:min(int(r.GetTop()), len(p.Files))]
+	for _, m := range []*api.PlanResponse{{Stage: "plan", Done: 1, Total: 2}, {Plan: p}} {
+		if err := s.Send(m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (f *fake) Missing(context.Context, *api.MissingRequest) (*api.MissingResponse, error) {
 	return &api.MissingResponse{Names: []string{"/usr/bin/redis", "/usr/lib/\x1b[31mred"}, Files: 3, Bytes: 5 << 20}, nil
 }

@@ -83,9 +83,9 @@ func commands() []*cli.Command {
 		name     string
 		commands []*cli.Command
 	}{
-		{groupImages, []*cli.Command{pullCommand(), statusCommand(), waitCommand(), notifyCommand()}},
+		{groupImages, []*cli.Command{pullCommand(), statusCommand(), waitCommand(), deltaCommand(), notifyCommand(), convertCommand()}},
 		{groupTraces, []*cli.Command{optimizerCommand(), reportCommand(), traceCommand()}},
-		{groupNode, []*cli.Command{proxyCommand(), doctorCommand(), fsckCommand(), dfCommand(), gcCommand(), versionCommand()}},
+		{groupNode, []*cli.Command{installCommand(), uninstallCommand(), proxyCommand(), doctorCommand(), fsckCommand(), dfCommand(), gcCommand(), resetCommand(), versionCommand()}},
 		{"", oldProxyCommands()},
 	} {
 		for _, c := range g.commands {

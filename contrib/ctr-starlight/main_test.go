@@ -3,12 +3,15 @@ package main
 import (
 	"context"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/urfave/cli/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -81,6 +84,14 @@ func TestGolden(t *testing.T) {
 			{"proxy", "add"},
 		}},
 		{"notify", &fake{}, [][]string{{"notify", app1}, {"notify", app1, "--json", "--user", "alice:pass:word"}, {"notify", app1, "-u", "bob"}, {"notify"}}},
+		{"delta", &fake{}, [][]string{
+			{"delta", "registry.example/app:2"},
+			{"delta", app1, plain, "registry.example/app:2", "--top", "1"},
+			{"delta", "--from", app1, "registry.example/app:2", "--json"},
+			{"delta", "registry.example/app:2", "-u", "bob"},
+			{"delta", "--top", "257", app1},
+			{"delta"},
+		}},
 		{"missing", &fake{}, [][]string{{"status", "--missing", app1}, {"status", "--missing", "--json", app1}, {"status", "--missing"}}},
 		{"fsck", &fake{problem: &api.Problem{Kind: "object", Name: "sha256:aa", Detail: "has other contents; fsck --repair fetches it again"}}, [][]string{
 			{"fsck"}, {"fsck", "--json"}, {"fsck", "--repair"}, {"fsck", "extra"},
@@ -88,10 +99,6 @@ func TestGolden(t *testing.T) {
 		{"fsck-clean", &fake{}, [][]string{{"fsck"}, {"fsck", "--json"}}},
 		{"disk", &fake{}, [][]string{{"df"}, {"df", "--json"}, {"gc"}, {"gc", "--json"}}},
 		{"version", &fake{}, [][]string{{"version"}, {"version", "--json"}, {"--version"}}},
-		{"help", &fake{}, [][]string{
-			{"pull", "--help"}, {"wait", "--help"}, {"notify", "--help"}, {"proxy", "--help"}, {"proxy", "add", "--help"}, {"proxy", "ping", "--help"},
-			{"doctor", "--help"}, {"fsck", "--help"}, {"df", "--help"}, {"gc", "--help"}, {"version", "--help"},
-		}},
 		{"usage", &fake{}, [][]string{{}, {"foo"}, {"status", "--foo"}, {"status", "--help"}, {"--timeout", "soon", "status"}}},
 	}
 	for _, tc := range tests {
@@ -103,6 +110,42 @@ func TestGolden(t *testing.T) {
 			}
 			golden(t, tc.name, strings.ReplaceAll(got.String(), runtime.Version(), "GOVERSION"))
 		})
+	}
+}
+
+// TestHelp: each command's help is golden, and the manual knows the command.
+func TestHelp(t *testing.T) {
+	for _, e := range os.Environ() {
+		if name, _, _ := strings.Cut(e, "="); strings.HasPrefix(name, "CTR_STARLIGHT_") || strings.HasPrefix(name, "CONTAINERD_") {
+			t.Setenv(name, "")
+		}
+	}
+	manual, err := os.ReadFile("../../docs/ctr-starlight.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := os.Args
+	os.Args = []string{"ctr-starlight", "--generate-shell-completion"} // where the library looks for what to complete
+	offered := execute(t.Context(), "/nonexistent", "--generate-shell-completion")
+	os.Args = args
+	var walk func(c *cli.Command, args []string)
+	walk = func(c *cli.Command, args []string) {
+		name := strings.Join(args, "-")
+		t.Run(name, func(t *testing.T) {
+			golden(t, filepath.Join("help", name), execute(t.Context(), "/nonexistent", append(args, "--help")...))
+			if want := "ctr-starlight " + strings.Join(args, " "); len(c.Commands) == 0 && !c.Hidden && !strings.Contains(string(manual), want) {
+				t.Errorf("docs/ctr-starlight.md does not have %q", want)
+			}
+			if len(args) == 1 && !c.Hidden && !strings.Contains(offered, "\n"+args[0]) {
+				t.Errorf("the shell is not offered %q", args[0])
+			}
+		})
+		for _, sub := range c.Commands {
+			walk(sub, append(slices.Clip(args), sub.Name))
+		}
+	}
+	for _, c := range commands() {
+		walk(c, []string{c.Name})
 	}
 }
 
@@ -174,6 +217,12 @@ func TestCompletion(t *testing.T) {
 		{[]string{"status"}, app1},
 		{[]string{"wait"}, plain},
 		{[]string{"proxy", "ping"}, "http://near:8090"},
+		{[]string{"delta"}, app1},
+		{[]string{"convert"}, app1},
+		{[]string{"install", "--"}, "--registry"},
+		{[]string{"uninstall", "--"}, "--dry-run"},
+		{[]string{"reset", "--"}, "--root"},
+		{[]string{"convert", "--"}, "--insecure-source"},
 	} {
 		if got := execute(t.Context(), socket, append(tc.args, "--generate-shell-completion")...); !strings.Contains(got, tc.want) {
 			t.Errorf("%q: got %s, want %s among it", tc.args, got, tc.want)

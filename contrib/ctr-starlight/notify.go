@@ -35,28 +35,40 @@ func notify(ctx context.Context, c *cli.Command, client api.StarlightClient) err
 		return err
 	}
 	user, secret, _ := strings.Cut(c.String("user"), ":")
-	stream, err := client.Notify(ctx, &api.NotifyRequest{
+	out, err := index(ctx, c, client, &api.NotifyRequest{
 		Ref: c.Args().First(), Platform: c.String("platform"), Username: user, Secret: secret,
+	}, func(proxy string) error {
+		if c.Bool("json") {
+			return nil
+		}
+		_, err := fmt.Fprintln(c.Root().Writer, printable(proxy+" has indexed "+c.Args().First()))
+		return err
 	})
+	if err == nil && c.Bool("json") {
+		err = writeJSON(c.Root().Writer, out)
+	}
+	return err
+}
+
+// index has the proxies of a registry index an image, and returns those that have it.
+// each is told of them one by one.
+func index(ctx context.Context, c *cli.Command, client api.StarlightClient, r *api.NotifyRequest, each func(proxy string) error) ([]string, error) {
+	stream, err := client.Notify(ctx, r)
 	if err != nil {
-		return said(ctx, err)
+		return nil, said(ctx, err)
 	}
 	out := []string{}
 	for {
 		r, err := stream.Recv()
 		switch {
-		case errors.Is(err, io.EOF) && c.Bool("json"):
-			return writeJSON(c.Root().Writer, out)
 		case errors.Is(err, io.EOF):
-			return nil
+			return out, nil
 		case err != nil:
-			return said(ctx, err)
+			return out, said(ctx, err)
 		case r.GetIndexed():
 			out = append(out, r.GetProxy())
-			if !c.Bool("json") {
-				if _, err := fmt.Fprintln(c.Root().Writer, printable(r.GetProxy()+" has indexed "+c.Args().First())); err != nil {
-					return err
-				}
+			if err := each(r.GetProxy()); err != nil {
+				return out, err
 			}
 		case isTerminal(c.Root().ErrWriter):
 			_, _ = fmt.Fprintf(c.Root().ErrWriter, "\r\x1b[K%s reads %s\r", printable(r.GetProxy()), sizes(r.GetDone(), r.GetTotal()))

@@ -178,8 +178,8 @@ type Base struct {
 // Progress says why the header is not there yet. It is sent about every
 // second while proxyd ingests.
 type Progress struct {
-	Stage string `json:"stage"` // "ingest"
-	Done  int64  `json:"done"`  // bytes of layers read from the registry
+	Stage string `json:"stage"` // "ingest", or "plan"
+	Done  int64  `json:"done"`  // bytes of layers read from the registry, or of objects counted
 	Total int64  `json:"total"`
 }
 

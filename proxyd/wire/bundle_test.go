@@ -97,10 +97,16 @@ func writeBundle(t testing.TB, steps []step) []byte {
 }
 
 func TestBundleRoundTrip(t *testing.T) {
+	plan := &Plan{
+		Manifest: digestOf("manifest"), Layers: 3, KnownLayers: 1, LayerBytes: 60, PlainBytes: 40, Strange: 2,
+		Total: Share{Objects: 10, Bytes: 1 << 40}, Local: Share{Objects: 7, Bytes: 6000}, Patched: Share{1, 4000, 40}, New: Share{2, 1000, 400},
+		Metadata: 100, Wire: 540, MostWire: 2000, Files: []PlanFile{{Path: "usr/bin/app", Bytes: 4000, Wire: 40, Patched: true}},
+	}
 	failure := &Error{Code: CodeUpstream, Message: "no route"}
 	bundles := map[string][]step{
 		"full":   fullBundle(),
 		"resume": append([]step{fullBundle()[1]}, fullBundle()[4:]...),
+		"plan":   {fullBundle()[0], {func(w *Writer) error { return w.Plan(plan) }, Frame{Type: FramePlan, Plan: plan}}},
 		"retry":  {fullBundle()[0], {(*Writer).Retry, Frame{Type: FrameRetry}}},
 		"error": append(fullBundle()[:5:5],
 			step{func(w *Writer) error { return w.Error(failure) }, Frame{Type: FrameError, Err: failure}}),
@@ -217,6 +223,7 @@ func fuzzSeeds(t *testing.T, full []byte) map[string][]byte {
 	return map[string][]byte{
 		"full":    full,
 		"objects": writeBundle(t, data),
+		"plan":    writeBundle(t, []step{{func(w *Writer) error { return w.Plan(&Plan{Files: []PlanFile{{Path: "a"}}}) }, Frame{}}}),
 		"retry":   writeBundle(t, []step{fullBundle()[0], {(*Writer).Retry, Frame{}}}),
 		"cut":     full[:len(full)/2],
 	}
@@ -307,7 +314,13 @@ func TestReaderRefuses(t *testing.T) {
 		"bytes after the end":   plain + end + "x",
 		"bytes after error":     rawFrame(FrameError, 0, "{}") + "x",
 		"type 0":                rawFrame(0, 0, ""),
-		"type 9":                rawFrame(FrameError+1, 0, ""),
+		"type 10":               rawFrame(FramePlan+1, 0, ""),
+		"plan after header":     plain + rawFrame(FramePlan, 0, "{}"),
+		"bytes after plan":      rawFrame(FramePlan, 0, "{}") + "x",
+		"plan of many files":    rawFrame(FramePlan, 0, `{"files":[{}`+strings.Repeat(",{}", MaxTop)+`]}`),
+		"plan of known layers":  rawFrame(FramePlan, 0, `{"layers":1,"knownLayers":2}`),
+		"plan of negative size": rawFrame(FramePlan, 0, `{"wire":-1}`),
+		"plan of negative part": rawFrame(FramePlan, 0, `{"new":{"bytes":-1}}`),
 		"flags":                 rawFrame(FrameProgress, 2, "{}"),
 		"end with payload":      plain + rawFrame(FrameEnd, 0, "x"),
 		"compressed end":        plain + rawFrame(FrameEnd, flagCompressed, ""),

@@ -13,7 +13,7 @@
 // Flag 1 (compressed) says that the payload is one zstd frame with a window of at
 // most 8 MiB; all other flags are zero. The limits of this package hold for the
 // payload on the wire and for what it decodes to. Frames come in this order, and have
-// the types 1 (progress) to 8 (error); a reader refuses any other:
+// the types 1 (progress) to 9 (plan); a reader refuses any other:
 //
 //	progress*                      JSON Progress; while an unknown image is ingested
 //	retry                          ends the bundle: proxyd is ready now, ask again
@@ -24,8 +24,13 @@
 //	data*                          contents, most urgent first
 //	end                            ends the bundle: everything promised was sent
 //
+// and in the answer to a PlanRequest:
+//
+//	progress*                      as above, and while it is counted
+//	plan                           ends the bundle: JSON Plan
+//
 // An error frame (JSON Error) may take the place of any frame and ends the
-// bundle. A bundle without end, retry or error was cut off; nothing may follow
+// bundle. A bundle without end, retry, plan or error was cut off; nothing may follow
 // these. There are either all blobs of the header, in its order and each of its Size,
 // or none; retry and end have no payload. The bundle that answers an ObjectsRequest
 // has data frames and end (or error) only.
@@ -83,6 +88,15 @@
 //
 // Every piece is checked against its sha256 in the TOC before anybody can read
 // it, and every object against its own before it is complete.
+//
+// # Plans
+//
+// A PlanRequest is a DeltaRequest that is answered with numbers: what the bundle would
+// bring that answers it. It is authorized as that is. In place of what the worker has it
+// may name images, which the client must be allowed to pull as well: their layers are
+// taken for all that there is. proxyd makes the bundle and counts it, so the numbers are
+// those of a pull whose link leaves time for all patches; it may have to ingest the
+// images first.
 //
 // # Traces
 //

@@ -11,7 +11,7 @@ import (
 // FrameType is the first byte of a frame.
 type FrameType uint8
 
-// The frame types, in the order in which they may occur.
+// The frame types.
 const (
 	FrameProgress FrameType = 1 + iota
 	FrameRetry
@@ -21,11 +21,12 @@ const (
 	FrameData
 	FrameEnd
 	FrameError
+	FramePlan
 )
 
 var frameNames = [...]string{
 	FrameProgress: "progress", FrameRetry: "retry", FrameHeader: "header", FrameBlob: "blob",
-	FrameTOC: "toc", FrameData: "data", FrameEnd: "end", FrameError: "error",
+	FrameTOC: "toc", FrameData: "data", FrameEnd: "end", FrameError: "error", FramePlan: "plan",
 }
 
 // String returns the name that the package documentation uses.
@@ -135,6 +136,7 @@ type Frame struct {
 	Payload []byte
 	Data    *Data
 	Err     *Error
+	Plan    *Plan
 }
 
 func invalid(format string, args ...any) error {

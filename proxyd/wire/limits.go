@@ -15,4 +15,7 @@ const (
 	MaxPartial   = 1024
 	maxWorker    = 64   // bytes of DeltaRequest.Worker
 	MaxAsk       = 4096 // ranges in one ObjectsRequest
+	MaxFrom      = 16   // images in PlanRequest.From
+	MaxTop       = 256  // files in a Plan
+	MaxPath      = 1024 // bytes of a path in a Plan
 )

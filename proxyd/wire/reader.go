@@ -67,7 +67,7 @@ func (r *Reader) Detach() { r.detached = true }
 
 // Next returns the next frame. What it points to is valid until the next call.
 //
-// After a frame that ends the bundle (retry, end, error) it returns io.EOF, having
+// After a frame that ends the bundle (retry, end, plan, error) it returns io.EOF, having
 // read the stream to its end. A bundle without such a frame gives an error that
 // wraps [ErrTruncated], anything malformed one that wraps [toc.ErrInvalid], and
 // errors of the stream are returned wrapped. Errors are final.
@@ -162,7 +162,7 @@ func (r *Reader) readHead() (t FrameType, compressed bool, length, head int, err
 		return 0, false, 0, 0, cut(err)
 	}
 	t, compressed = FrameType(b[0]), b[1] == flagCompressed
-	if t < FrameProgress || t > FrameError {
+	if t < FrameProgress || t > FramePlan {
 		return 0, false, 0, 0, invalid("%s", t)
 	}
 	if b[1]&^flagCompressed != 0 {
@@ -194,7 +194,7 @@ func (r *Reader) enter(t FrameType) error {
 	switch t {
 	case FrameProgress, FrameHeader:
 		ok = r.state == beforeHeader
-	case FrameRetry:
+	case FrameRetry, FramePlan:
 		ok = r.state == beforeHeader
 		r.state = ended
 	case FrameBlob:
@@ -251,6 +251,11 @@ func (r *Reader) parse(t FrameType, payload []byte) (Frame, error) {
 	case FrameError:
 		f.Err = new(Error)
 		err = unmarshal(payload, f.Err)
+	case FramePlan:
+		f.Plan = new(Plan)
+		if err = unmarshal(payload, f.Plan); err == nil {
+			err = f.Plan.validate()
+		}
 	case FrameBlob:
 		if int64(len(payload)) != r.blobs[0].Size {
 			err = invalid("it has %d bytes, the header says %d", len(payload), r.blobs[0].Size)
@@ -349,7 +354,7 @@ func (r *Reader) parseData(d *Data, compressed bool) error {
 // limit returns the largest payload of a frame type, on the wire and decoded.
 func limit(t FrameType) int {
 	switch t {
-	case FrameProgress, FrameHeader, FrameError:
+	case FrameProgress, FrameHeader, FrameError, FramePlan:
 		return MaxHeader
 	case FrameBlob:
 		return MaxBlob

@@ -39,6 +39,9 @@ func (w *Writer) Progress(p Progress) error {
 // Retry writes a retry frame, which ends the bundle.
 func (w *Writer) Retry() error { return w.frame(FrameRetry, 0, nil, true) }
 
+// Plan writes a plan frame, which ends the bundle.
+func (w *Writer) Plan(p *Plan) error { return w.json(FramePlan, p, true) }
+
 // Header writes the header.
 func (w *Writer) Header(h *Header) error { return w.json(FrameHeader, h, false) }
 

@@ -37,7 +37,7 @@ func (b *Bundle) Next() (wire.Frame, error) {
 		return f, err
 	}
 	switch f.Type {
-	case wire.FrameEnd, wire.FrameRetry:
+	case wire.FrameEnd, wire.FrameRetry, wire.FramePlan:
 		b.done = true
 	case wire.FrameError:
 		b.done = true

@@ -132,6 +132,10 @@ func (e *Engine) proxiesFor(host string) []*proxy {
 	return out
 }
 
+func noProxy(host string) error {
+	return fmt.Errorf("no proxy is configured for registry %q, see ctr-starlight proxy add: %w", host, errdefs.ErrNotFound)
+}
+
 // StageIndexed is the stage that Notify reports when a proxy has all of an image.
 const StageIndexed = "indexed"
 
@@ -144,7 +148,7 @@ func (e *Engine) Notify(ctx context.Context, ref, platform string, creds *wire.C
 	}
 	proxies := e.proxiesFor(host)
 	if len(proxies) == 0 {
-		return fmt.Errorf("no proxy is configured for registry %q: %w", host, errdefs.ErrNotFound)
+		return noProxy(host)
 	}
 	for _, p := range proxies {
 		if err := p.client.Index(ctx, wire.DeltaRequest{Ref: canonical(ref), Platform: platform, Credentials: creds},

@@ -99,12 +99,13 @@ func mustJSON(t testing.TB, v any) []byte {
 type fakeProxy struct {
 	*httptest.Server
 
-	mu     sync.Mutex // guards the following fields
-	images map[string]*testImage
-	sent   map[toc.Digest]int // how often each object was sent
-	bytes  int64              // of all objects that were sent
-	asked  []wire.DeltaRequest
-	refuse *wire.Error
+	mu      sync.Mutex // guards the following fields
+	images  map[string]*testImage
+	sent    map[toc.Digest]int // how often each object was sent
+	bytes   int64              // of all objects that were sent
+	asked   []wire.DeltaRequest
+	planned []wire.PlanRequest
+	refuse  *wire.Error
 
 	// tamper may change the contents of object i of a bundle, or end the bundle
 	// with an error; nil contents leave it out. It may block.
@@ -158,6 +159,17 @@ func (p *fakeProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			p.asked = append(p.asked, req)
 			p.mu.Unlock()
 			p.delta(w, r, req, img)
+		}
+	case wire.RoutePlan:
+		var req wire.PlanRequest
+		if img := p.lookup(w, r, &req, func() string { return req.Ref }); img != nil {
+			p.mu.Lock()
+			p.planned = append(p.planned, req)
+			p.mu.Unlock()
+			w.Header().Set("Content-Type", wire.BundleType)
+			bundle := wire.NewWriter(w)
+			_ = bundle.Progress(wire.Progress{Stage: "plan", Done: 1, Total: 2})
+			_ = bundle.Plan(&wire.Plan{Manifest: img.digest(), Wire: 7})
 		}
 	case wire.RouteObjects:
 		var req wire.ObjectsRequest

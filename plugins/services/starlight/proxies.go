@@ -49,10 +49,7 @@ func (s *Service) Notify(r *api.NotifyRequest, stream grpc.ServerStreamingServer
 	if platform == "" {
 		platform = platforms.Format(platforms.DefaultSpec())
 	}
-	var creds *wire.Credentials
-	if r.GetUsername() != "" || r.GetSecret() != "" {
-		creds = &wire.Credentials{Username: r.GetUsername(), Secret: r.GetSecret()}
-	}
+	creds := credentials(r.GetUsername(), r.GetSecret())
 	err := s.engine.Notify(stream.Context(), r.GetRef(), platform, creds, func(proxy string, p wire.Progress) error {
 		return stream.Send(&api.NotifyResponse{Proxy: text(proxy), Indexed: p.Stage == engine.StageIndexed, Done: p.Done, Total: p.Total})
 	})

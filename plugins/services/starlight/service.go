@@ -31,6 +31,7 @@ type Engine interface {
 	AddProxy(p engine.Proxy) error
 	RemoveProxy(address string) error
 	Notify(ctx context.Context, ref, platform string, creds *wire.Credentials, report func(proxy string, p wire.Progress) error) error
+	Plan(ctx context.Context, r engine.PlanRequest, report func(wire.Progress) error) (plan *wire.Plan, proxy string, err error)
 	MissingFiles(ctx context.Context, namespace, name string, limit int) (names []string, files, bytes int64, err error)
 	Fsck(ctx context.Context, repair bool, report func(engine.FsckProgress) error) (engine.FsckSummary, error)
 	DiskUsage(ctx context.Context) ([]engine.DiskUsage, error)

@@ -62,6 +62,41 @@ func (f *fake) Fsck(_ context.Context, repair bool, report func(engine.FsckProgr
 	return engine.FsckSummary{Objects: 2, Problems: 1}, errors.Join(err, f.err)
 }
 
+func (f *fake) Plan(_ context.Context, r engine.PlanRequest, report func(wire.Progress) error) (*wire.Plan, string, error) {
+	err := report(wire.Progress{Stage: "plan", Done: 1, Total: 2})
+	return &wire.Plan{
+		Layers: 3, KnownLayers: 1, MostWire: 8, New: wire.Share{Objects: len(r.From), Bytes: int64(r.Top), Wire: 5},
+		Files: []wire.PlanFile{{Path: "a\xff", Bytes: 4, Wire: 2, Patched: r.Credentials != nil}},
+	}, r.Ref + " " + r.Platform, errors.Join(err, f.err)
+}
+
+func TestPlanIsSentLast(t *testing.T) {
+	stream, err := dial(t, &fake{}).Plan(t.Context(), &api.PlanRequest{Ref: "r", Platform: "linux/s390x", Username: "u", From: []string{"a", "b"}, Top: 9})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []*api.PlanResponse
+	for {
+		r, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, r)
+	}
+	none := &api.Share{}
+	want := []*api.PlanResponse{{Stage: "plan", Done: 1, Total: 2}, {Plan: &api.Plan{
+		Proxy: "r linux/s390x", Manifest: (&wire.Plan{}).Manifest.String(), Layers: 3, KnownLayers: 1, MostWireBytes: 8,
+		Total: none, Local: none, Patched: none, New: &api.Share{Objects: 2, Bytes: 9, WireBytes: 5},
+		Files: []*api.PlanFile{{Path: "/a\uFFFD", Bytes: 4, WireBytes: 2, Patched: true}},
+	}}}
+	if d := cmp.Diff(want, got, protocmp.Transform()); d != "" {
+		t.Error(d)
+	}
+}
+
 // collector notes who collects.
 type collector struct {
 	service.Engine

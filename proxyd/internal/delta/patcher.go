@@ -2,6 +2,7 @@ package delta
 
 import (
 	"context"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,8 @@ type Patcher struct {
 	Packs Packs
 	// Rate, if not 0, is what the link is expected to carry, in bytes a second.
 	Rate float64
+	// Patient waits for every patch that pays: nobody waits for the stream.
+	Patient bool
 
 	img   *Image
 	plan  Packs
@@ -195,6 +198,8 @@ const maxPatience = 250 * time.Millisecond
 // is smaller, but on a fast link it need not be.
 func (p *Patcher) patience(plain time.Duration, hot bool) time.Duration {
 	switch {
+	case p.Patient:
+		return math.MaxInt64
 	case p.fast():
 		return plain / 2
 	case hot:

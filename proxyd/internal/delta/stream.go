@@ -78,7 +78,7 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 			if err := w.Data(f.index, f.contents, f.compressed); err != nil {
 				return err
 			}
-			if rate := link.add(len(f.contents), time.Since(before)); rate > 0 && m.patcher != nil {
+			if rate := link.add(len(f.contents), time.Since(before)); rate > 0 && m.patcher != nil && !m.patcher.Patient {
 				m.patcher.rate.Store(uint64(rate))
 			}
 			spare <- f // has room for all frames

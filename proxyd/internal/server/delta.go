@@ -36,12 +36,10 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		return err
 	}
 	rec.digest = img.Manifest.Digest
-	switch {
-	case len(img.Inner) > 0:
-		return &wire.Error{Code: wire.CodeUnsupported, Message: "an index within an index"}
-	case len(img.Layers) > wire.MaxLayers:
-		return &wire.Error{Code: wire.CodeUnsupported, Message: fmt.Sprintf("an image of %d layers", len(img.Layers))}
-	case !req.HaveManifest.IsZero() && req.HaveManifest != img.Manifest.Digest:
+	if err := served(img); err != nil {
+		return err
+	}
+	if !req.HaveManifest.IsZero() && req.HaveManifest != img.Manifest.Digest {
 		return invalid("the reference does not lead to the manifest that the worker has")
 	}
 	b := &bundle{s: s, w: w, out: wire.NewWriter(w), rec: rec, req: &req, img: img}
@@ -51,6 +49,7 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 	case b.progressed.Load():
 		err = b.out.Retry()
 	default:
+		b.bundleType()
 		err = b.send(ctx, im)
 	}
 	if im != nil {
@@ -62,6 +61,17 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		_ = b.out.Error(wireError(err))
 	}
 	return err
+}
+
+// served tells whether an image is of a shape that can be served.
+func served(img *registry.Image) error {
+	switch {
+	case len(img.Inner) > 0:
+		return &wire.Error{Code: wire.CodeUnsupported, Message: "an index within an index"}
+	case len(img.Layers) > wire.MaxLayers:
+		return &wire.Error{Code: wire.CodeUnsupported, Message: fmt.Sprintf("an image of %d layers", len(img.Layers))}
+	}
+	return nil
 }
 
 // image finds an image and makes sure that the client may have it: as the registry
@@ -96,6 +106,7 @@ type bundle struct {
 
 	done, total atomic.Int64 // of the ingest
 	progressed  atomic.Bool  // a progress frame was written: only retry can follow
+	dry         bool         // nobody gets it
 }
 
 // prepare makes the image ready to be planned. While that takes time, it writes
@@ -106,13 +117,6 @@ func (b *bundle) prepare(ctx context.Context) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	var im *image
-	var workErr error
-	finished := make(chan struct{})
-	var work sync.WaitGroup
-	defer work.Wait()
-	defer cancel()
 	if layers == nil {
 		release, ok := b.s.waiting.take()
 		if !ok {
@@ -123,28 +127,44 @@ func (b *bundle) prepare(ctx context.Context) (*image, error) {
 		defer b.s.cfg.Metrics.waiting.Dec()
 		b.rec.ingested = true
 		b.total.Store(b.img.Size())
-		if err := b.progress(); err != nil {
+		if err := b.progress("ingest"); err != nil {
 			return nil, err
 		}
 	}
-	work.Go(func() {
-		defer close(finished)
+	var im *image
+	err = b.working(ctx, "ingest", func(ctx context.Context) (err error) {
 		if layers == nil {
-			if layers, workErr = b.ingest(ctx); workErr != nil {
-				return
+			if layers, err = b.ingest(ctx); err != nil {
+				return err
 			}
 		}
-		im, workErr = b.s.library.image(ctx, b.img, layers)
+		im, err = b.s.library.image(ctx, b.img, layers)
+		return err
+	})
+	return im, err
+}
+
+// working writes progress frames while f runs, unless that is done at once.
+func (b *bundle) working(ctx context.Context, stage string, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var failed error
+	finished := make(chan struct{})
+	var work sync.WaitGroup
+	defer work.Wait()
+	defer cancel()
+	work.Go(func() {
+		defer close(finished)
+		failed = f(ctx)
 	})
 	tick := time.NewTicker(wire.ProgressInterval * 8 / 10) // the rest is for the way
 	defer tick.Stop()
 	for {
 		select {
 		case <-finished:
-			return im, workErr
+			return failed
 		case <-tick.C:
-			if err := b.progress(); err != nil {
-				return nil, err
+			if err := b.progress(stage); err != nil {
+				return err
 			}
 		}
 	}
@@ -163,10 +183,10 @@ func (b *bundle) ingest(ctx context.Context) ([]*meta.Layer, error) {
 	return layers, err
 }
 
-func (b *bundle) progress() error {
+func (b *bundle) progress(stage string) error {
 	b.progressed.Store(true)
 	b.bundleType()
-	return b.out.Progress(wire.Progress{Stage: "ingest", Done: b.done.Load(), Total: b.total.Load()})
+	return b.out.Progress(wire.Progress{Stage: stage, Done: b.done.Load(), Total: b.total.Load()})
 }
 
 func (b *bundle) bundleType() {
@@ -198,6 +218,9 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 		return err
 	}
 	defer patches.close()
+	if b.dry && patches != nil {
+		patches.Patient = true
+	}
 	b.rec.plan = time.Since(began)
 	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
 
@@ -258,7 +281,6 @@ func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []
 		}
 		h.Layers = append(h.Layers, l)
 	}
-	b.bundleType()
 	if err := b.out.Header(h); err != nil {
 		return err
 	}
@@ -292,7 +314,7 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 	skip := func(object uint32, piece int) bool {
 		st.moved.Store(time.Now().UnixNano())
 		if !st.claims.Skip(object, piece) {
-			if piece == 0 {
+			if piece == 0 && !b.dry {
 				b.s.cfg.Metrics.bundleObjects.Inc()
 			}
 			return false
@@ -312,7 +334,11 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 		if file != nil {
 			defer file.release()
 			steer.Frames = &delta.FrameSource{Frames: file.Frames, Claims: st.claims}
-			defer func() { b.s.cfg.Metrics.bundleObjects.Add(float64(steer.Frames.Objects)) }()
+			defer func() {
+				if !b.dry {
+					b.s.cfg.Metrics.bundleObjects.Add(float64(steer.Frames.Objects))
+				}
+			}()
 		}
 	}
 	if err := delta.Stream(ctx, b.out, im.delta, plan, packs.pack, steer); err != nil {

@@ -56,6 +56,7 @@ func New(cfg Config) *Server {
 	s.mux.Handle("POST "+wire.RouteDelta, s.worker("delta", s.delta))
 	s.mux.Handle("POST "+wire.RouteObjects, s.worker("objects", s.objects))
 	s.mux.Handle("POST "+wire.RouteBlob, s.worker("blob", s.blob))
+	s.mux.Handle("POST "+wire.RoutePlan, s.worker("plan", s.plan))
 	s.mux.Handle("POST "+wire.RouteTraces, s.worker("traces", s.traces))
 	s.mux.Handle("GET "+wire.RoutePing, s.worker("ping", s.ping))
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })

@@ -952,6 +952,464 @@ func (x *NotifyResponse) GetTotal() int64 {
 	return 0
 }
 
+type PlanRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fully qualified reference.
+	Ref string `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	// os/arch[/variant]; empty: that of the daemon.
+	Platform string `protobuf:"bytes,2,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Of the registry of ref; none if both are empty. They are not kept.
+	Username string `protobuf:"bytes,3,opt,name=username,proto3" json:"username,omitempty"`
+	Secret   string `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`
+	// References of images: the node is taken to have these and nothing else. Empty: what
+	// the node has.
+	From []string `protobuf:"bytes,5,rep,name=from,proto3" json:"from,omitempty"`
+	// Most files to name.
+	Top           int32 `protobuf:"varint,6,opt,name=top,proto3" json:"top,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanRequest) Reset() {
+	*x = PlanRequest{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanRequest) ProtoMessage() {}
+
+func (x *PlanRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanRequest.ProtoReflect.Descriptor instead.
+func (*PlanRequest) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PlanRequest) GetRef() string {
+	if x != nil {
+		return x.Ref
+	}
+	return ""
+}
+
+func (x *PlanRequest) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *PlanRequest) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *PlanRequest) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *PlanRequest) GetFrom() []string {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
+func (x *PlanRequest) GetTop() int32 {
+	if x != nil {
+		return x.Top
+	}
+	return 0
+}
+
+type PlanResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "ingest" while the proxy reads layers from the registry, "plan" while it counts;
+	// bytes of each.
+	Stage string `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"`
+	Done  int64  `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	Total int64  `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	// In the last message.
+	Plan          *Plan `protobuf:"bytes,4,opt,name=plan,proto3" json:"plan,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanResponse) Reset() {
+	*x = PlanResponse{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanResponse) ProtoMessage() {}
+
+func (x *PlanResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanResponse.ProtoReflect.Descriptor instead.
+func (*PlanResponse) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *PlanResponse) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *PlanResponse) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *PlanResponse) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *PlanResponse) GetPlan() *Plan {
+	if x != nil {
+		return x.Plan
+	}
+	return nil
+}
+
+// Plan is what a pull would bring.
+type Plan struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address of the proxy that says so.
+	Proxy string `protobuf:"bytes,1,opt,name=proxy,proto3" json:"proxy,omitempty"`
+	// Digest of the manifest of the platform.
+	Manifest string `protobuf:"bytes,2,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	// Layers of the image, and those of them that the node has a table of contents of.
+	Layers      int64 `protobuf:"varint,3,opt,name=layers,proto3" json:"layers,omitempty"`
+	KnownLayers int64 `protobuf:"varint,4,opt,name=known_layers,json=knownLayers,proto3" json:"known_layers,omitempty"`
+	// Bytes of all layers in the registry, and of those that are not known.
+	LayerBytes int64 `protobuf:"varint,5,opt,name=layer_bytes,json=layerBytes,proto3" json:"layer_bytes,omitempty"`
+	PlainBytes int64 `protobuf:"varint,6,opt,name=plain_bytes,json=plainBytes,proto3" json:"plain_bytes,omitempty"`
+	// Layers of the node that the proxy does not know: it cannot leave out what is in them.
+	StrangeLayers int64 `protobuf:"varint,7,opt,name=strange_layers,json=strangeLayers,proto3" json:"strange_layers,omitempty"`
+	// All contents of the image; those that are local; that come as patches; as they are.
+	Total   *Share `protobuf:"bytes,8,opt,name=total,proto3" json:"total,omitempty"`
+	Local   *Share `protobuf:"bytes,9,opt,name=local,proto3" json:"local,omitempty"`
+	Patched *Share `protobuf:"bytes,10,opt,name=patched,proto3" json:"patched,omitempty"`
+	New     *Share `protobuf:"bytes,11,opt,name=new,proto3" json:"new,omitempty"`
+	// Bytes before the contents, and in all.
+	MetadataBytes int64 `protobuf:"varint,12,opt,name=metadata_bytes,json=metadataBytes,proto3" json:"metadata_bytes,omitempty"`
+	WireBytes     int64 `protobuf:"varint,13,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	// In all, if no patch is made in time.
+	MostWireBytes int64 `protobuf:"varint,15,opt,name=most_wire_bytes,json=mostWireBytes,proto3" json:"most_wire_bytes,omitempty"`
+	// Those that take most, by their bytes on the wire.
+	Files         []*PlanFile `protobuf:"bytes,14,rep,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Plan) Reset() {
+	*x = Plan{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Plan) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Plan) ProtoMessage() {}
+
+func (x *Plan) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Plan.ProtoReflect.Descriptor instead.
+func (*Plan) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Plan) GetProxy() string {
+	if x != nil {
+		return x.Proxy
+	}
+	return ""
+}
+
+func (x *Plan) GetManifest() string {
+	if x != nil {
+		return x.Manifest
+	}
+	return ""
+}
+
+func (x *Plan) GetLayers() int64 {
+	if x != nil {
+		return x.Layers
+	}
+	return 0
+}
+
+func (x *Plan) GetKnownLayers() int64 {
+	if x != nil {
+		return x.KnownLayers
+	}
+	return 0
+}
+
+func (x *Plan) GetLayerBytes() int64 {
+	if x != nil {
+		return x.LayerBytes
+	}
+	return 0
+}
+
+func (x *Plan) GetPlainBytes() int64 {
+	if x != nil {
+		return x.PlainBytes
+	}
+	return 0
+}
+
+func (x *Plan) GetStrangeLayers() int64 {
+	if x != nil {
+		return x.StrangeLayers
+	}
+	return 0
+}
+
+func (x *Plan) GetTotal() *Share {
+	if x != nil {
+		return x.Total
+	}
+	return nil
+}
+
+func (x *Plan) GetLocal() *Share {
+	if x != nil {
+		return x.Local
+	}
+	return nil
+}
+
+func (x *Plan) GetPatched() *Share {
+	if x != nil {
+		return x.Patched
+	}
+	return nil
+}
+
+func (x *Plan) GetNew() *Share {
+	if x != nil {
+		return x.New
+	}
+	return nil
+}
+
+func (x *Plan) GetMetadataBytes() int64 {
+	if x != nil {
+		return x.MetadataBytes
+	}
+	return 0
+}
+
+func (x *Plan) GetWireBytes() int64 {
+	if x != nil {
+		return x.WireBytes
+	}
+	return 0
+}
+
+func (x *Plan) GetMostWireBytes() int64 {
+	if x != nil {
+		return x.MostWireBytes
+	}
+	return 0
+}
+
+func (x *Plan) GetFiles() []*PlanFile {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// Share is a part of the contents of an image.
+type Share struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Objects       int64                  `protobuf:"varint,1,opt,name=objects,proto3" json:"objects,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	WireBytes     int64                  `protobuf:"varint,3,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Share) Reset() {
+	*x = Share{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Share) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Share) ProtoMessage() {}
+
+func (x *Share) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Share.ProtoReflect.Descriptor instead.
+func (*Share) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Share) GetObjects() int64 {
+	if x != nil {
+		return x.Objects
+	}
+	return 0
+}
+
+func (x *Share) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Share) GetWireBytes() int64 {
+	if x != nil {
+		return x.WireBytes
+	}
+	return 0
+}
+
+// PlanFile is a file whose contents would be sent.
+type PlanFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absolute in the image.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Bytes         int64  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	WireBytes     int64  `protobuf:"varint,3,opt,name=wire_bytes,json=wireBytes,proto3" json:"wire_bytes,omitempty"`
+	Patched       bool   `protobuf:"varint,4,opt,name=patched,proto3" json:"patched,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlanFile) Reset() {
+	*x = PlanFile{}
+	mi := &file_starlight_v1_starlight_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlanFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlanFile) ProtoMessage() {}
+
+func (x *PlanFile) ProtoReflect() protoreflect.Message {
+	mi := &file_starlight_v1_starlight_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlanFile.ProtoReflect.Descriptor instead.
+func (*PlanFile) Descriptor() ([]byte, []int) {
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *PlanFile) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *PlanFile) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *PlanFile) GetWireBytes() int64 {
+	if x != nil {
+		return x.WireBytes
+	}
+	return 0
+}
+
+func (x *PlanFile) GetPatched() bool {
+	if x != nil {
+		return x.Patched
+	}
+	return false
+}
+
 type MissingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Ref   string                 `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
@@ -965,7 +1423,7 @@ type MissingRequest struct {
 
 func (x *MissingRequest) Reset() {
 	*x = MissingRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[14]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1435,7 @@ func (x *MissingRequest) String() string {
 func (*MissingRequest) ProtoMessage() {}
 
 func (x *MissingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[14]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1448,7 @@ func (x *MissingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingRequest.ProtoReflect.Descriptor instead.
 func (*MissingRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{14}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *MissingRequest) GetRef() string {
@@ -1027,7 +1485,7 @@ type MissingResponse struct {
 
 func (x *MissingResponse) Reset() {
 	*x = MissingResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[15]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1039,7 +1497,7 @@ func (x *MissingResponse) String() string {
 func (*MissingResponse) ProtoMessage() {}
 
 func (x *MissingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[15]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1052,7 +1510,7 @@ func (x *MissingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissingResponse.ProtoReflect.Descriptor instead.
 func (*MissingResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{15}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *MissingResponse) GetNames() []string {
@@ -1086,7 +1544,7 @@ type FsckRequest struct {
 
 func (x *FsckRequest) Reset() {
 	*x = FsckRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[16]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1098,7 +1556,7 @@ func (x *FsckRequest) String() string {
 func (*FsckRequest) ProtoMessage() {}
 
 func (x *FsckRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[16]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1111,7 +1569,7 @@ func (x *FsckRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckRequest.ProtoReflect.Descriptor instead.
 func (*FsckRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{16}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *FsckRequest) GetRepair() bool {
@@ -1137,7 +1595,7 @@ type FsckResponse struct {
 
 func (x *FsckResponse) Reset() {
 	*x = FsckResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[17]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1149,7 +1607,7 @@ func (x *FsckResponse) String() string {
 func (*FsckResponse) ProtoMessage() {}
 
 func (x *FsckResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[17]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1162,7 +1620,7 @@ func (x *FsckResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckResponse.ProtoReflect.Descriptor instead.
 func (*FsckResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{17}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FsckResponse) GetProblem() *Problem {
@@ -1215,7 +1673,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[18]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1685,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[18]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1698,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{18}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Problem) GetKind() string {
@@ -1288,7 +1746,7 @@ type FsckSummary struct {
 
 func (x *FsckSummary) Reset() {
 	*x = FsckSummary{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[19]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1300,7 +1758,7 @@ func (x *FsckSummary) String() string {
 func (*FsckSummary) ProtoMessage() {}
 
 func (x *FsckSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[19]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1313,7 +1771,7 @@ func (x *FsckSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FsckSummary.ProtoReflect.Descriptor instead.
 func (*FsckSummary) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{19}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FsckSummary) GetImages() int64 {
@@ -1373,7 +1831,7 @@ type DiskUsageRequest struct {
 
 func (x *DiskUsageRequest) Reset() {
 	*x = DiskUsageRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[20]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1385,7 +1843,7 @@ func (x *DiskUsageRequest) String() string {
 func (*DiskUsageRequest) ProtoMessage() {}
 
 func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[20]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1398,7 +1856,7 @@ func (x *DiskUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageRequest.ProtoReflect.Descriptor instead.
 func (*DiskUsageRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{20}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{25}
 }
 
 type DiskUsageResponse struct {
@@ -1411,7 +1869,7 @@ type DiskUsageResponse struct {
 
 func (x *DiskUsageResponse) Reset() {
 	*x = DiskUsageResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[21]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1881,7 @@ func (x *DiskUsageResponse) String() string {
 func (*DiskUsageResponse) ProtoMessage() {}
 
 func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[21]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1894,7 @@ func (x *DiskUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskUsageResponse.ProtoReflect.Descriptor instead.
 func (*DiskUsageResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{21}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DiskUsageResponse) GetUsages() []*Usage {
@@ -1460,7 +1918,7 @@ type Usage struct {
 
 func (x *Usage) Reset() {
 	*x = Usage{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[22]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1930,7 @@ func (x *Usage) String() string {
 func (*Usage) ProtoMessage() {}
 
 func (x *Usage) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[22]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1943,7 @@ func (x *Usage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Usage.ProtoReflect.Descriptor instead.
 func (*Usage) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{22}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Usage) GetCategory() string {
@@ -1524,7 +1982,7 @@ type CollectRequest struct {
 
 func (x *CollectRequest) Reset() {
 	*x = CollectRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[23]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1536,7 +1994,7 @@ func (x *CollectRequest) String() string {
 func (*CollectRequest) ProtoMessage() {}
 
 func (x *CollectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[23]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1549,7 +2007,7 @@ func (x *CollectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectRequest.ProtoReflect.Descriptor instead.
 func (*CollectRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{23}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{28}
 }
 
 type CollectResponse struct {
@@ -1563,7 +2021,7 @@ type CollectResponse struct {
 
 func (x *CollectResponse) Reset() {
 	*x = CollectResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[24]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1575,7 +2033,7 @@ func (x *CollectResponse) String() string {
 func (*CollectResponse) ProtoMessage() {}
 
 func (x *CollectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[24]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1588,7 +2046,7 @@ func (x *CollectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CollectResponse.ProtoReflect.Descriptor instead.
 func (*CollectResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{24}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *CollectResponse) GetImages() int64 {
@@ -1622,7 +2080,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[25]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1634,7 +2092,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[25]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1647,7 +2105,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{25}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PingRequest) GetAddress() string {
@@ -1670,7 +2128,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[26]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +2140,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[26]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +2153,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{26}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PingResponse) GetRoundTrip() *durationpb.Duration {
@@ -1727,7 +2185,7 @@ type VersionRequest struct {
 
 func (x *VersionRequest) Reset() {
 	*x = VersionRequest{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[27]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1739,7 +2197,7 @@ func (x *VersionRequest) String() string {
 func (*VersionRequest) ProtoMessage() {}
 
 func (x *VersionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[27]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1752,7 +2210,7 @@ func (x *VersionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionRequest.ProtoReflect.Descriptor instead.
 func (*VersionRequest) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{27}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{32}
 }
 
 type VersionResponse struct {
@@ -1765,7 +2223,7 @@ type VersionResponse struct {
 
 func (x *VersionResponse) Reset() {
 	*x = VersionResponse{}
-	mi := &file_starlight_v1_starlight_proto_msgTypes[28]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +2235,7 @@ func (x *VersionResponse) String() string {
 func (*VersionResponse) ProtoMessage() {}
 
 func (x *VersionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_starlight_v1_starlight_proto_msgTypes[28]
+	mi := &file_starlight_v1_starlight_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +2248,7 @@ func (x *VersionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VersionResponse.ProtoReflect.Descriptor instead.
 func (*VersionResponse) Descriptor() ([]byte, []int) {
-	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{28}
+	return file_starlight_v1_starlight_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *VersionResponse) GetVersion() string {
@@ -1881,7 +2339,50 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x18\n" +
 	"\aindexed\x18\x02 \x01(\bR\aindexed\x12\x12\n" +
 	"\x04done\x18\x03 \x01(\x03R\x04done\x12\x14\n" +
-	"\x05total\x18\x04 \x01(\x03R\x05total\"V\n" +
+	"\x05total\x18\x04 \x01(\x03R\x05total\"\x95\x01\n" +
+	"\vPlanRequest\x12\x10\n" +
+	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1a\n" +
+	"\bplatform\x18\x02 \x01(\tR\bplatform\x12\x1a\n" +
+	"\busername\x18\x03 \x01(\tR\busername\x12\x16\n" +
+	"\x06secret\x18\x04 \x01(\tR\x06secret\x12\x12\n" +
+	"\x04from\x18\x05 \x03(\tR\x04from\x12\x10\n" +
+	"\x03top\x18\x06 \x01(\x05R\x03top\"v\n" +
+	"\fPlanResponse\x12\x14\n" +
+	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x03R\x05total\x12&\n" +
+	"\x04plan\x18\x04 \x01(\v2\x12.starlight.v1.PlanR\x04plan\"\xa4\x04\n" +
+	"\x04Plan\x12\x14\n" +
+	"\x05proxy\x18\x01 \x01(\tR\x05proxy\x12\x1a\n" +
+	"\bmanifest\x18\x02 \x01(\tR\bmanifest\x12\x16\n" +
+	"\x06layers\x18\x03 \x01(\x03R\x06layers\x12!\n" +
+	"\fknown_layers\x18\x04 \x01(\x03R\vknownLayers\x12\x1f\n" +
+	"\vlayer_bytes\x18\x05 \x01(\x03R\n" +
+	"layerBytes\x12\x1f\n" +
+	"\vplain_bytes\x18\x06 \x01(\x03R\n" +
+	"plainBytes\x12%\n" +
+	"\x0estrange_layers\x18\a \x01(\x03R\rstrangeLayers\x12)\n" +
+	"\x05total\x18\b \x01(\v2\x13.starlight.v1.ShareR\x05total\x12)\n" +
+	"\x05local\x18\t \x01(\v2\x13.starlight.v1.ShareR\x05local\x12-\n" +
+	"\apatched\x18\n" +
+	" \x01(\v2\x13.starlight.v1.ShareR\apatched\x12%\n" +
+	"\x03new\x18\v \x01(\v2\x13.starlight.v1.ShareR\x03new\x12%\n" +
+	"\x0emetadata_bytes\x18\f \x01(\x03R\rmetadataBytes\x12\x1d\n" +
+	"\n" +
+	"wire_bytes\x18\r \x01(\x03R\twireBytes\x12&\n" +
+	"\x0fmost_wire_bytes\x18\x0f \x01(\x03R\rmostWireBytes\x12,\n" +
+	"\x05files\x18\x0e \x03(\v2\x16.starlight.v1.PlanFileR\x05files\"V\n" +
+	"\x05Share\x12\x18\n" +
+	"\aobjects\x18\x01 \x01(\x03R\aobjects\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"wire_bytes\x18\x03 \x01(\x03R\twireBytes\"m\n" +
+	"\bPlanFile\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x1d\n" +
+	"\n" +
+	"wire_bytes\x18\x03 \x01(\x03R\twireBytes\x12\x18\n" +
+	"\apatched\x18\x04 \x01(\bR\apatched\"V\n" +
 	"\x0eMissingRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x14\n" +
@@ -1940,7 +2441,7 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\n" +
 	"MODE_DELTA\x10\x01\x12\x0e\n" +
 	"\n" +
-	"MODE_PLAIN\x10\x022\xe5\x06\n" +
+	"MODE_PLAIN\x10\x022\xa6\a\n" +
 	"\tStarlight\x12C\n" +
 	"\x06Status\x12\x1b.starlight.v1.StatusRequest\x1a\x1c.starlight.v1.StatusResponse\x12?\n" +
 	"\x04Wait\x12\x19.starlight.v1.WaitRequest\x1a\x1a.starlight.v1.WaitResponse0\x01\x12F\n" +
@@ -1948,7 +2449,8 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\x04Ping\x12\x19.starlight.v1.PingRequest\x1a\x1a.starlight.v1.PingResponse\x12I\n" +
 	"\bAddProxy\x12\x1d.starlight.v1.AddProxyRequest\x1a\x1e.starlight.v1.AddProxyResponse\x12R\n" +
 	"\vRemoveProxy\x12 .starlight.v1.RemoveProxyRequest\x1a!.starlight.v1.RemoveProxyResponse\x12E\n" +
-	"\x06Notify\x12\x1b.starlight.v1.NotifyRequest\x1a\x1c.starlight.v1.NotifyResponse0\x01\x12F\n" +
+	"\x06Notify\x12\x1b.starlight.v1.NotifyRequest\x1a\x1c.starlight.v1.NotifyResponse0\x01\x12?\n" +
+	"\x04Plan\x12\x19.starlight.v1.PlanRequest\x1a\x1a.starlight.v1.PlanResponse0\x01\x12F\n" +
 	"\aMissing\x12\x1c.starlight.v1.MissingRequest\x1a\x1d.starlight.v1.MissingResponse\x12?\n" +
 	"\x04Fsck\x12\x19.starlight.v1.FsckRequest\x1a\x1a.starlight.v1.FsckResponse0\x01\x12L\n" +
 	"\tDiskUsage\x12\x1e.starlight.v1.DiskUsageRequest\x1a\x1f.starlight.v1.DiskUsageResponse\x12F\n" +
@@ -1968,7 +2470,7 @@ func file_starlight_v1_starlight_proto_rawDescGZIP() []byte {
 }
 
 var file_starlight_v1_starlight_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_starlight_v1_starlight_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_starlight_v1_starlight_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_starlight_v1_starlight_proto_goTypes = []any{
 	(Mode)(0),                     // 0: starlight.v1.Mode
 	(*Image)(nil),                 // 1: starlight.v1.Image
@@ -1985,65 +2487,78 @@ var file_starlight_v1_starlight_proto_goTypes = []any{
 	(*RemoveProxyResponse)(nil),   // 12: starlight.v1.RemoveProxyResponse
 	(*NotifyRequest)(nil),         // 13: starlight.v1.NotifyRequest
 	(*NotifyResponse)(nil),        // 14: starlight.v1.NotifyResponse
-	(*MissingRequest)(nil),        // 15: starlight.v1.MissingRequest
-	(*MissingResponse)(nil),       // 16: starlight.v1.MissingResponse
-	(*FsckRequest)(nil),           // 17: starlight.v1.FsckRequest
-	(*FsckResponse)(nil),          // 18: starlight.v1.FsckResponse
-	(*Problem)(nil),               // 19: starlight.v1.Problem
-	(*FsckSummary)(nil),           // 20: starlight.v1.FsckSummary
-	(*DiskUsageRequest)(nil),      // 21: starlight.v1.DiskUsageRequest
-	(*DiskUsageResponse)(nil),     // 22: starlight.v1.DiskUsageResponse
-	(*Usage)(nil),                 // 23: starlight.v1.Usage
-	(*CollectRequest)(nil),        // 24: starlight.v1.CollectRequest
-	(*CollectResponse)(nil),       // 25: starlight.v1.CollectResponse
-	(*PingRequest)(nil),           // 26: starlight.v1.PingRequest
-	(*PingResponse)(nil),          // 27: starlight.v1.PingResponse
-	(*VersionRequest)(nil),        // 28: starlight.v1.VersionRequest
-	(*VersionResponse)(nil),       // 29: starlight.v1.VersionResponse
-	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*PlanRequest)(nil),           // 15: starlight.v1.PlanRequest
+	(*PlanResponse)(nil),          // 16: starlight.v1.PlanResponse
+	(*Plan)(nil),                  // 17: starlight.v1.Plan
+	(*Share)(nil),                 // 18: starlight.v1.Share
+	(*PlanFile)(nil),              // 19: starlight.v1.PlanFile
+	(*MissingRequest)(nil),        // 20: starlight.v1.MissingRequest
+	(*MissingResponse)(nil),       // 21: starlight.v1.MissingResponse
+	(*FsckRequest)(nil),           // 22: starlight.v1.FsckRequest
+	(*FsckResponse)(nil),          // 23: starlight.v1.FsckResponse
+	(*Problem)(nil),               // 24: starlight.v1.Problem
+	(*FsckSummary)(nil),           // 25: starlight.v1.FsckSummary
+	(*DiskUsageRequest)(nil),      // 26: starlight.v1.DiskUsageRequest
+	(*DiskUsageResponse)(nil),     // 27: starlight.v1.DiskUsageResponse
+	(*Usage)(nil),                 // 28: starlight.v1.Usage
+	(*CollectRequest)(nil),        // 29: starlight.v1.CollectRequest
+	(*CollectResponse)(nil),       // 30: starlight.v1.CollectResponse
+	(*PingRequest)(nil),           // 31: starlight.v1.PingRequest
+	(*PingResponse)(nil),          // 32: starlight.v1.PingResponse
+	(*VersionRequest)(nil),        // 33: starlight.v1.VersionRequest
+	(*VersionResponse)(nil),       // 34: starlight.v1.VersionResponse
+	(*timestamppb.Timestamp)(nil), // 35: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 36: google.protobuf.Duration
 }
 var file_starlight_v1_starlight_proto_depIdxs = []int32{
 	0,  // 0: starlight.v1.Image.mode:type_name -> starlight.v1.Mode
-	30, // 1: starlight.v1.Image.pulled:type_name -> google.protobuf.Timestamp
-	31, // 2: starlight.v1.Image.ready_after:type_name -> google.protobuf.Duration
-	31, // 3: starlight.v1.Image.done_after:type_name -> google.protobuf.Duration
+	35, // 1: starlight.v1.Image.pulled:type_name -> google.protobuf.Timestamp
+	36, // 2: starlight.v1.Image.ready_after:type_name -> google.protobuf.Duration
+	36, // 3: starlight.v1.Image.done_after:type_name -> google.protobuf.Duration
 	1,  // 4: starlight.v1.StatusResponse.images:type_name -> starlight.v1.Image
 	1,  // 5: starlight.v1.WaitResponse.image:type_name -> starlight.v1.Image
 	8,  // 6: starlight.v1.ProxiesResponse.proxies:type_name -> starlight.v1.Proxy
-	19, // 7: starlight.v1.FsckResponse.problem:type_name -> starlight.v1.Problem
-	20, // 8: starlight.v1.FsckResponse.summary:type_name -> starlight.v1.FsckSummary
-	23, // 9: starlight.v1.DiskUsageResponse.usages:type_name -> starlight.v1.Usage
-	31, // 10: starlight.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
-	2,  // 11: starlight.v1.Starlight.Status:input_type -> starlight.v1.StatusRequest
-	4,  // 12: starlight.v1.Starlight.Wait:input_type -> starlight.v1.WaitRequest
-	6,  // 13: starlight.v1.Starlight.Proxies:input_type -> starlight.v1.ProxiesRequest
-	26, // 14: starlight.v1.Starlight.Ping:input_type -> starlight.v1.PingRequest
-	9,  // 15: starlight.v1.Starlight.AddProxy:input_type -> starlight.v1.AddProxyRequest
-	11, // 16: starlight.v1.Starlight.RemoveProxy:input_type -> starlight.v1.RemoveProxyRequest
-	13, // 17: starlight.v1.Starlight.Notify:input_type -> starlight.v1.NotifyRequest
-	15, // 18: starlight.v1.Starlight.Missing:input_type -> starlight.v1.MissingRequest
-	17, // 19: starlight.v1.Starlight.Fsck:input_type -> starlight.v1.FsckRequest
-	21, // 20: starlight.v1.Starlight.DiskUsage:input_type -> starlight.v1.DiskUsageRequest
-	24, // 21: starlight.v1.Starlight.Collect:input_type -> starlight.v1.CollectRequest
-	28, // 22: starlight.v1.Starlight.Version:input_type -> starlight.v1.VersionRequest
-	3,  // 23: starlight.v1.Starlight.Status:output_type -> starlight.v1.StatusResponse
-	5,  // 24: starlight.v1.Starlight.Wait:output_type -> starlight.v1.WaitResponse
-	7,  // 25: starlight.v1.Starlight.Proxies:output_type -> starlight.v1.ProxiesResponse
-	27, // 26: starlight.v1.Starlight.Ping:output_type -> starlight.v1.PingResponse
-	10, // 27: starlight.v1.Starlight.AddProxy:output_type -> starlight.v1.AddProxyResponse
-	12, // 28: starlight.v1.Starlight.RemoveProxy:output_type -> starlight.v1.RemoveProxyResponse
-	14, // 29: starlight.v1.Starlight.Notify:output_type -> starlight.v1.NotifyResponse
-	16, // 30: starlight.v1.Starlight.Missing:output_type -> starlight.v1.MissingResponse
-	18, // 31: starlight.v1.Starlight.Fsck:output_type -> starlight.v1.FsckResponse
-	22, // 32: starlight.v1.Starlight.DiskUsage:output_type -> starlight.v1.DiskUsageResponse
-	25, // 33: starlight.v1.Starlight.Collect:output_type -> starlight.v1.CollectResponse
-	29, // 34: starlight.v1.Starlight.Version:output_type -> starlight.v1.VersionResponse
-	23, // [23:35] is the sub-list for method output_type
-	11, // [11:23] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	17, // 7: starlight.v1.PlanResponse.plan:type_name -> starlight.v1.Plan
+	18, // 8: starlight.v1.Plan.total:type_name -> starlight.v1.Share
+	18, // 9: starlight.v1.Plan.local:type_name -> starlight.v1.Share
+	18, // 10: starlight.v1.Plan.patched:type_name -> starlight.v1.Share
+	18, // 11: starlight.v1.Plan.new:type_name -> starlight.v1.Share
+	19, // 12: starlight.v1.Plan.files:type_name -> starlight.v1.PlanFile
+	24, // 13: starlight.v1.FsckResponse.problem:type_name -> starlight.v1.Problem
+	25, // 14: starlight.v1.FsckResponse.summary:type_name -> starlight.v1.FsckSummary
+	28, // 15: starlight.v1.DiskUsageResponse.usages:type_name -> starlight.v1.Usage
+	36, // 16: starlight.v1.PingResponse.round_trip:type_name -> google.protobuf.Duration
+	2,  // 17: starlight.v1.Starlight.Status:input_type -> starlight.v1.StatusRequest
+	4,  // 18: starlight.v1.Starlight.Wait:input_type -> starlight.v1.WaitRequest
+	6,  // 19: starlight.v1.Starlight.Proxies:input_type -> starlight.v1.ProxiesRequest
+	31, // 20: starlight.v1.Starlight.Ping:input_type -> starlight.v1.PingRequest
+	9,  // 21: starlight.v1.Starlight.AddProxy:input_type -> starlight.v1.AddProxyRequest
+	11, // 22: starlight.v1.Starlight.RemoveProxy:input_type -> starlight.v1.RemoveProxyRequest
+	13, // 23: starlight.v1.Starlight.Notify:input_type -> starlight.v1.NotifyRequest
+	15, // 24: starlight.v1.Starlight.Plan:input_type -> starlight.v1.PlanRequest
+	20, // 25: starlight.v1.Starlight.Missing:input_type -> starlight.v1.MissingRequest
+	22, // 26: starlight.v1.Starlight.Fsck:input_type -> starlight.v1.FsckRequest
+	26, // 27: starlight.v1.Starlight.DiskUsage:input_type -> starlight.v1.DiskUsageRequest
+	29, // 28: starlight.v1.Starlight.Collect:input_type -> starlight.v1.CollectRequest
+	33, // 29: starlight.v1.Starlight.Version:input_type -> starlight.v1.VersionRequest
+	3,  // 30: starlight.v1.Starlight.Status:output_type -> starlight.v1.StatusResponse
+	5,  // 31: starlight.v1.Starlight.Wait:output_type -> starlight.v1.WaitResponse
+	7,  // 32: starlight.v1.Starlight.Proxies:output_type -> starlight.v1.ProxiesResponse
+	32, // 33: starlight.v1.Starlight.Ping:output_type -> starlight.v1.PingResponse
+	10, // 34: starlight.v1.Starlight.AddProxy:output_type -> starlight.v1.AddProxyResponse
+	12, // 35: starlight.v1.Starlight.RemoveProxy:output_type -> starlight.v1.RemoveProxyResponse
+	14, // 36: starlight.v1.Starlight.Notify:output_type -> starlight.v1.NotifyResponse
+	16, // 37: starlight.v1.Starlight.Plan:output_type -> starlight.v1.PlanResponse
+	21, // 38: starlight.v1.Starlight.Missing:output_type -> starlight.v1.MissingResponse
+	23, // 39: starlight.v1.Starlight.Fsck:output_type -> starlight.v1.FsckResponse
+	27, // 40: starlight.v1.Starlight.DiskUsage:output_type -> starlight.v1.DiskUsageResponse
+	30, // 41: starlight.v1.Starlight.Collect:output_type -> starlight.v1.CollectResponse
+	34, // 42: starlight.v1.Starlight.Version:output_type -> starlight.v1.VersionResponse
+	30, // [30:43] is the sub-list for method output_type
+	17, // [17:30] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_starlight_v1_starlight_proto_init() }
@@ -2057,7 +2572,7 @@ func file_starlight_v1_starlight_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_starlight_v1_starlight_proto_rawDesc), len(file_starlight_v1_starlight_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   29,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,7 @@ const (
 	Starlight_AddProxy_FullMethodName    = "/starlight.v1.Starlight/AddProxy"
 	Starlight_RemoveProxy_FullMethodName = "/starlight.v1.Starlight/RemoveProxy"
 	Starlight_Notify_FullMethodName      = "/starlight.v1.Starlight/Notify"
+	Starlight_Plan_FullMethodName        = "/starlight.v1.Starlight/Plan"
 	Starlight_Missing_FullMethodName     = "/starlight.v1.Starlight/Missing"
 	Starlight_Fsck_FullMethodName        = "/starlight.v1.Starlight/Fsck"
 	Starlight_DiskUsage_FullMethodName   = "/starlight.v1.Starlight/DiskUsage"
@@ -59,6 +60,9 @@ type StarlightClient interface {
 	RemoveProxy(ctx context.Context, in *RemoveProxyRequest, opts ...grpc.CallOption) (*RemoveProxyResponse, error)
 	// Notify has the proxies of a registry index an image, and tells how far they are.
 	Notify(ctx context.Context, in *NotifyRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[NotifyResponse], error)
+	// Plan says what a pull of an image would bring, as its proxy counts it. Nothing is
+	// pulled. The last message has the plan, those before it the progress.
+	Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PlanResponse], error)
 	// Missing names files of an image that have not arrived.
 	Missing(ctx context.Context, in *MissingRequest, opts ...grpc.CallOption) (*MissingResponse, error)
 	// Fsck checks all that Starlight has on the disk. It sends problems as they are found,
@@ -168,6 +172,25 @@ func (c *starlightClient) Notify(ctx context.Context, in *NotifyRequest, opts ..
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Starlight_NotifyClient = grpc.ServerStreamingClient[NotifyResponse]
 
+func (c *starlightClient) Plan(ctx context.Context, in *PlanRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PlanResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Starlight_ServiceDesc.Streams[2], Starlight_Plan_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PlanRequest, PlanResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Starlight_PlanClient = grpc.ServerStreamingClient[PlanResponse]
+
 func (c *starlightClient) Missing(ctx context.Context, in *MissingRequest, opts ...grpc.CallOption) (*MissingResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(MissingResponse)
@@ -180,7 +203,7 @@ func (c *starlightClient) Missing(ctx context.Context, in *MissingRequest, opts 
 
 func (c *starlightClient) Fsck(ctx context.Context, in *FsckRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[FsckResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Starlight_ServiceDesc.Streams[2], Starlight_Fsck_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Starlight_ServiceDesc.Streams[3], Starlight_Fsck_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -251,6 +274,9 @@ type StarlightServer interface {
 	RemoveProxy(context.Context, *RemoveProxyRequest) (*RemoveProxyResponse, error)
 	// Notify has the proxies of a registry index an image, and tells how far they are.
 	Notify(*NotifyRequest, grpc.ServerStreamingServer[NotifyResponse]) error
+	// Plan says what a pull of an image would bring, as its proxy counts it. Nothing is
+	// pulled. The last message has the plan, those before it the progress.
+	Plan(*PlanRequest, grpc.ServerStreamingServer[PlanResponse]) error
 	// Missing names files of an image that have not arrived.
 	Missing(context.Context, *MissingRequest) (*MissingResponse, error)
 	// Fsck checks all that Starlight has on the disk. It sends problems as they are found,
@@ -292,6 +318,9 @@ func (UnimplementedStarlightServer) RemoveProxy(context.Context, *RemoveProxyReq
 }
 func (UnimplementedStarlightServer) Notify(*NotifyRequest, grpc.ServerStreamingServer[NotifyResponse]) error {
 	return status.Error(codes.Unimplemented, "method Notify not implemented")
+}
+func (UnimplementedStarlightServer) Plan(*PlanRequest, grpc.ServerStreamingServer[PlanResponse]) error {
+	return status.Error(codes.Unimplemented, "method Plan not implemented")
 }
 func (UnimplementedStarlightServer) Missing(context.Context, *MissingRequest) (*MissingResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Missing not implemented")
@@ -441,6 +470,17 @@ func _Starlight_Notify_Handler(srv interface{}, stream grpc.ServerStream) error 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Starlight_NotifyServer = grpc.ServerStreamingServer[NotifyResponse]
 
+func _Starlight_Plan_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(PlanRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(StarlightServer).Plan(m, &grpc.GenericServerStream[PlanRequest, PlanResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Starlight_PlanServer = grpc.ServerStreamingServer[PlanResponse]
+
 func _Starlight_Missing_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(MissingRequest)
 	if err := dec(in); err != nil {
@@ -577,6 +617,11 @@ var Starlight_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Notify",
 			Handler:       _Starlight_Notify_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "Plan",
+			Handler:       _Starlight_Plan_Handler,
 			ServerStreams: true,
 		},
 		{
