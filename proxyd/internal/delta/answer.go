@@ -11,7 +11,7 @@ import (
 
 // How many neighbours an answer brings at most.
 const (
-	maxNeighbours      = 512
+	maxNeighbours      = 1024
 	maxNeighboursBytes = 1 << 20 // some 20 ms at 100 Mbit/s, compressed
 )
 

@@ -9,9 +9,11 @@
 //   - the interpreters of its "#!" chain, and the words of shell scripts that
 //     name files or programs;
 //   - the ELF interpreter and the needed libraries, breadth first as ld.so
-//     loads them;
+//     loads them: of large files first the headers, relocations and data that
+//     loading touches, and their code after all else that the start reads;
 //   - what every runtime reads from /etc;
-//   - the modules that Node and Python programs import, in import order;
+//   - the modules that Node and Python programs import, in import order; what
+//     functions import comes after what modules do;
 //
 // then the working directory, the program's own directories, everything else,
 // and at last what a running program hardly ever opens: documentation,

@@ -7,6 +7,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // Limits on what is read of one ELF file. debug/elf is not used because it
@@ -19,8 +21,8 @@ const (
 	maxNeeded  = 256      // libraries of one file
 	maxLoaded  = 1024     // libraries of one program
 
-	largeLibrary = 4 << 20 // bytes
-	maxInterp    = 4096
+	largeFile = 4 << 20 // bytes
+	maxInterp = 4096
 )
 
 var errNotELF = errors.New("not an ELF file")
@@ -33,9 +35,28 @@ type binaryInfo struct {
 	needed          []string
 	rpath, runpath  []string
 	dynamicallyLoad bool
+	// loading are the parts of the file that are touched before any of its code runs:
+	// headers, symbols and relocations, data, and the entry.
+	loading []span
 }
 
-type segment struct{ typ, off, vaddr, filesz uint64 }
+// span is bytes [from, to) of a file.
+type span struct{ from, to uint64 }
+
+type segment struct {
+	typ, off, vaddr, filesz uint64
+	flags                   elf.ProgFlag
+}
+
+// offset is where an address of a loaded file stands in it.
+func offset(segments []segment, addr uint64) (off uint64, ok bool) {
+	for _, s := range segments {
+		if elf.ProgType(s.typ) == elf.PT_LOAD && addr >= s.vaddr && addr-s.vaddr < s.filesz {
+			return s.off + (addr - s.vaddr), true
+		}
+	}
+	return 0, false
+}
 
 // parseELF reads program headers and the dynamic section through readAt.
 func parseELF(readAt func([]byte, int64) (int, error)) (*binaryInfo, error) {
@@ -55,8 +76,18 @@ func parseELF(readAt func([]byte, int64) (int, error)) (*binaryInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	info.loading = append(info.loading, span{0, 1})
+	entry := uint64(order.Uint32(hdr[24:]))
+	if elf.Class(info.class) == elf.ELFCLASS64 {
+		entry = order.Uint64(hdr[24:])
+	}
+	info.touch(segments, entry)
 	for _, s := range segments {
 		switch elf.ProgType(s.typ) {
+		case elf.PT_LOAD:
+			if s.flags&elf.PF_W != 0 {
+				info.loading = append(info.loading, span{s.off, s.off + s.filesz})
+			}
 		case elf.PT_INTERP:
 			b := make([]byte, min(s.filesz, maxInterp))
 			n, _ := readAt(b, int64(s.off))
@@ -87,8 +118,10 @@ func readSegments(readAt func([]byte, int64) (int, error), hdr []byte, order bin
 		s := segment{typ: uint64(order.Uint32(b))}
 		if is64 {
 			s.off, s.vaddr, s.filesz = order.Uint64(b[8:]), order.Uint64(b[16:]), order.Uint64(b[32:])
+			s.flags = elf.ProgFlag(order.Uint32(b[4:]))
 		} else {
 			s.off, s.vaddr, s.filesz = uint64(order.Uint32(b[4:])), uint64(order.Uint32(b[8:])), uint64(order.Uint32(b[16:]))
+			s.flags = elf.ProgFlag(order.Uint32(b[24:]))
 		}
 		segments = append(segments, s)
 	}
@@ -108,8 +141,10 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 	type tag struct{ tag, val uint64 }
 	var tags []tag
 	var table, tableSize uint64
+	all := map[elf.DynTag]uint64{} // the last of each
 	for ; len(b) >= 2*size; b = b[2*size:] {
 		t := tag{word(b), word(b[size:])}
+		all[elf.DynTag(t.tag)] = t.val
 		switch elf.DynTag(t.tag) {
 		case elf.DT_NULL:
 			b = nil
@@ -126,6 +161,12 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 			break
 		}
 	}
+	info.touch(segments, all[elf.DT_INIT])
+	for address, length := range tables {
+		if off, ok := offset(segments, all[address]); ok {
+			info.loading = append(info.loading, span{off, off + max(all[length], 1)})
+		}
+	}
 	for _, t := range tags {
 		s := readString(readAt, table, tableSize, t.val, segments)
 		if s == "" {
@@ -139,6 +180,24 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 		case elf.DT_RUNPATH:
 			info.runpath = strings.Split(s, ":")
 		}
+	}
+}
+
+// tables of the dynamic section that ld.so goes through, and their sizes. Symbols and
+// their names are looked up here and there.
+var tables = map[elf.DynTag]elf.DynTag{
+	elf.DT_HASH: elf.DT_NULL, elf.DT_GNU_HASH: elf.DT_NULL, elf.DT_SYMTAB: elf.DT_NULL, elf.DT_VERSYM: elf.DT_NULL,
+	elf.DT_VERNEED: elf.DT_NULL, elf.DT_STRTAB: elf.DT_NULL, elf.DT_RELA: elf.DT_RELASZ, elf.DT_REL: elf.DT_RELSZ, //nolint:misspell // its name
+	elf.DT_JMPREL: elf.DT_PLTRELSZ, dtRelr: dtRelrSize,
+}
+
+// Relative relocations in brief (gABI), which debug/elf does not know.
+const dtRelrSize, dtRelr elf.DynTag = 35, 36
+
+// touch notes an address that is used.
+func (info *binaryInfo) touch(segments []segment, addr uint64) {
+	if off, ok := offset(segments, addr); ok && addr != 0 {
+		info.loading = append(info.loading, span{off, off + 1})
 	}
 }
 
@@ -172,13 +231,15 @@ func (p *predictor) parse(n *node) (*binaryInfo, error) {
 	return parseELF(func(b []byte, off int64) (int, error) { return p.readAt(n, b, off) })
 }
 
-// load adds an ELF program, its interpreter and its libraries, breadth first.
+// load adds an ELF program, its interpreter and its libraries, breadth first: of large
+// files first what ld.so touches, as it looks into all of them before any runs.
 func (p *predictor) load(n *node, info *binaryInfo) {
-	p.add(n)
+	code := p.addLoading(n, info)
 	if info.interp != "" {
 		p.addAll(info.interp)
 	}
 	if !info.dynamicallyLoad {
+		p.order = append(p.order, code...)
 		return
 	}
 	p.addAll("/etc/ld.so.preload", "/etc/ld.so.cache")
@@ -189,7 +250,6 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 	}
 	queue := []item{{n, info, nil}}
 	known := make(map[string]bool)
-	var large []*node // come last: ld.so looks into all libraries before any runs
 	for len(queue) > 0 && len(known) < maxLoaded {
 		it := queue[0]
 		queue = queue[1:]
@@ -207,19 +267,52 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 			if lib == nil {
 				continue
 			}
-			if lib.size > largeLibrary {
-				large = append(large, lib)
-			} else {
+			li, err := p.parse(lib)
+			if err != nil {
 				p.add(lib)
+				continue
 			}
-			if li, err := p.parse(lib); err == nil {
-				queue = append(queue, item{lib, li, slices.Clip(rpath)})
+			p.late = append(p.late, p.addLoading(lib, li)...)
+			queue = append(queue, item{lib, li, slices.Clip(rpath)})
+		}
+	}
+	p.order = append(p.order, code...)
+}
+
+// addLoading adds an ELF file, or of a large one the pieces that loading it touches, and
+// returns the others.
+func (p *predictor) addLoading(n *node, info *binaryInfo) (code []Item) {
+	if n.size <= largeFile || n.object < 0 || p.seen[n.object] {
+		p.add(n)
+		return nil
+	}
+	pieces := (n.size + toc.PieceSize - 1) / toc.PieceSize
+	touched, count := make([]bool, pieces), 0
+	for _, s := range info.loading {
+		for i := s.from / toc.PieceSize; i < uint64(pieces) && i*toc.PieceSize < s.to; i++ {
+			if !touched[i] {
+				touched[i] = true
+				count++
 			}
 		}
 	}
-	for _, lib := range large {
-		p.add(lib)
+	if int64(count) > pieces/2 {
+		p.add(n)
+		return nil
 	}
+	p.seen[n.object] = true
+	for i, t := range touched {
+		list := &code
+		if t {
+			list = &p.order
+		}
+		if last := len(*list) - 1; last >= 0 && (*list)[last].Object == uint32(n.object) && (*list)[last].First+(*list)[last].Pieces == uint32(i) {
+			(*list)[last].Pieces++
+			continue
+		}
+		*list = append(*list, Item{Object: uint32(n.object), First: uint32(i), Pieces: 1})
+	}
+	return code
 }
 
 // expand replaces $ORIGIN in the directories of a file's search path.

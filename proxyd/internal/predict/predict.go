@@ -60,10 +60,17 @@ func DefaultLimits() Limits {
 // allows 5 levels of the first; imports of real programs nest some hundred deep.
 const maxDepth = 256
 
-// Order returns the objects of the tree's regular files, each once, in the
-// order in which they should be sent; the first hot of them a start is expected
-// to read. It fails only if ctx ends.
-func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, limits Limits) (order []uint32, hot int, err error) {
+// Item is an object, or a run of its pieces.
+type Item struct {
+	Object uint32
+	// First piece, and how many; 0 are all that follow.
+	First, Pieces uint32
+}
+
+// Order returns the objects of the tree's regular files, each once, in whole or in
+// parts, in the order in which they should be sent; the first hot items a start is
+// expected to read. It fails only if ctx ends.
+func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, limits Limits) (order []Item, hot int, err error) {
 	p := &predictor{
 		ctx:     ctx,
 		view:    newView(entries),
@@ -75,6 +82,7 @@ func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, li
 		seen:    make(map[int]bool, len(entries)),
 		ran:     make(map[string]bool),
 		loaded:  make(map[string]bool),
+		listed:  make(map[string]bool),
 	}
 	p.start()
 	hot = len(p.order)
@@ -95,11 +103,14 @@ type predictor struct {
 	cfg     Config
 	env     map[string]string
 
-	order    []uint32
+	order    []Item
+	late     []Item          // code of large libraries, which hardly any start needs much of
 	seen     map[int]bool    // objects in order
 	ran      map[string]bool // programs and scripts already followed, by path and arguments
 	programs int
 	loaded   map[string]bool // modules already followed
+	listed   map[string]bool // directories whose distributions are added
+	lazy     []lazyImport    // of Python: what functions import
 	own      []string        // directories that belong to the programs
 	names    []string        // base names of the programs
 	libDirs  []string        // of /etc/ld.so.conf, nil until read
@@ -120,6 +131,7 @@ func (p *predictor) start() {
 	}
 	p.addAll("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt",
 		"/usr/lib/locale/locale-archive", "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
+	p.order = append(p.order, p.late...)
 }
 
 // early adds small files that C libraries and runtimes read at their start,
@@ -189,7 +201,7 @@ func (p *predictor) addDir(dir string, limit int64) {
 		child := dir + "/" + name
 		if n := p.view.file(child); n != nil && n.size <= limit {
 			p.add(n)
-		} else if p.view.dir(child) != nil && strings.Count(child, "/") < 8 {
+		} else if p.view.dir(child) != nil && strings.Count(child, "/") < 16 {
 			p.addDir(child, limit)
 		}
 	}
@@ -205,7 +217,7 @@ func (p *predictor) add(n *node) {
 		return
 	}
 	p.seen[n.object] = true
-	p.order = append(p.order, uint32(n.object))
+	p.order = append(p.order, Item{Object: uint32(n.object)})
 }
 
 func (p *predictor) addAll(names ...string) {

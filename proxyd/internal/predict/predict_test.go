@@ -86,6 +86,26 @@ func TestOrder(t *testing.T) {
 			want: []string{"usr/local/bin/python3.12", "usr/local/lib/python3.12/encodings/__pycache__/__init__.cpython-312.pyc", "usr/local/lib/python3.12/codecs.py", "app/main.py", "usr/local/lib/python3.12/site-packages/flask/__init__.py", "usr/local/lib/python3.12/site-packages/flask/app.py", "usr/local/lib/python3.12/site-packages/flask/wrappers.py", "app/helper.py", "usr/local/lib/python3.12/unused.py"},
 		},
 		{
+			name: "python imports in its order",
+			files: map[string]string{
+				"usr/bin/python3*": "p", "usr/lib/python3/encodings/__init__.py": "x",
+				"usr/lib/python3/dist-packages/a.pth":                "import os; __import__('hook')",
+				"usr/lib/python3/dist-packages/hook.py":              "h",
+				"usr/lib/python3/dist-packages/fw/__init__.py":       "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import never\nWORKER = 'fw.worker.Sync'\n",
+				"usr/lib/python3/dist-packages/fw/worker.py":         "w",
+				"usr/lib/python3/dist-packages/a-1.dist-info/RECORD": "r", "usr/lib/python3/dist-packages/a-1.dist-info/METADATA": "m",
+				"usr/lib/python3/importlib/metadata.py": "y",
+				"app/main.py":                           "def f():\n    import late\n\nimport fw\nimport importlib.metadata\n",
+				"app/late.py":                           "l", "app/never.py": "n",
+			},
+			cfg: Config{Entrypoint: []string{"python3"}, Cmd: []string{"main.py"}, WorkingDir: "/app"},
+			want: []string{
+				"usr/lib/python3/dist-packages/a.pth", "usr/lib/python3/dist-packages/hook.py", "app/main.py", "usr/lib/python3/dist-packages/fw/__init__.py",
+				"usr/lib/python3/dist-packages/fw/worker.py", "usr/lib/python3/importlib/metadata.py", "usr/lib/python3/dist-packages/a-1.dist-info/METADATA",
+				"app/late.py", "app/never.py", "usr/lib/python3/dist-packages/a-1.dist-info/RECORD",
+			},
+		},
+		{
 			name: "the rest goes by class and size",
 			files: map[string]string{
 				"usr/bin/srv*": "s", "etc/srv.conf": "c", "work/a": "a", "usr/lib/x": "x", "usr/lib/big": strings.Repeat("b", 300<<10),
@@ -254,23 +274,59 @@ func BenchmarkOrder(b *testing.B) {
 	}
 }
 
+// compiled makes a shared library or a program with gcc.
+func compiled(t *testing.T, dir, name, src string, args ...string) []byte {
+	t.Helper()
+	cmd := exec.Command("gcc", append([]string{"-nostdlib", "-o", name, "-x", "c", "-", "-x", "none"}, args...)...)
+	cmd.Dir = dir
+	cmd.Stdin = strings.NewReader(src)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v: %s", err, out)
+	}
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// Of a large library comes first what ld.so goes through, and the rest after all else
+// that the start reads.
+func TestLargeLibrary(t *testing.T) {
+	dir := t.TempDir()
+	lib := compiled(t, dir, "libbig.so", "const char big[9<<20] = {1}; char data[] = \"data\"; char *at = data; const char *f(void) { return big; }",
+		"-shared", "-fPIC", "-Wl,-soname,libbig.so")
+	prog := compiled(t, dir, "prog", "const char *f(void); int main(void) { return *f(); }", "-Wl,-e,main", "libbig.so")
+	tr := newTree(map[string]string{"aaa": "unrelated", "etc/nsswitch.conf": "early", "etc/services": "read in the end"})
+	tr.file("usr/lib/libbig.so", lib, 0o644)
+	tr.file("usr/bin/prog", prog, 0o755)
+	order, hot, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"prog"}}, tr, DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pieces := uint32((len(lib) + toc.PieceSize - 1) / toc.PieceSize)
+	object := func(name string) uint32 { return uint32(tr.at("/" + name).Object) }
+	first := slices.IndexFunc(order, func(it Item) bool { return it.Object == object("usr/lib/libbig.so") })
+	services := slices.Index(order, Item{Object: object("etc/services")})
+	if first < 0 || first > services || order[first].First != 0 || order[first].Pieces != 1 {
+		t.Fatalf("got %v of %d pieces, want the first piece of object %d before object %d", order, pieces, object("usr/lib/libbig.so"), object("etc/services"))
+	}
+	data := order[first+1] // follows the constants in the file
+	if code := order[hot-1]; data.First+data.Pieces != pieces || code.First != 1 || code.First+code.Pieces != data.First || hot-1 < services {
+		t.Errorf("got %v, %d of them hot, want the data of object %d second and the constants at the end of what is hot", order, hot, data.Object)
+	}
+	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); got[len(got)-1] != "aaa" {
+		t.Errorf("got %v, want what is unrelated last", got)
+	}
+}
+
 // TestModulesOfAProgram: what configuration files make a program load comes with
 // its libraries, before the files that nothing speaks for.
 func TestModulesOfAProgram(t *testing.T) {
 	dir := t.TempDir()
 	compile := func(name, src string, args ...string) []byte {
 		t.Helper()
-		cmd := exec.Command("gcc", append([]string{"-shared", "-fPIC", "-nostdlib", "-o", name, "-Wl,-soname," + name, "-x", "c", "-", "-x", "none"}, args...)...)
-		cmd.Dir = dir
-		cmd.Stdin = strings.NewReader(src)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("gcc: %v: %s", err, out)
-		}
-		b, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
+		return compiled(t, dir, name, src, append([]string{"-shared", "-fPIC", "-Wl,-soname," + name}, args...)...)
 	}
 	dep := compile("libdep.so", "int dep(void) { return 1; }")
 	mod := compile("mod.so", "int dep(void); int mod(void) { return dep(); }", "libdep.so")

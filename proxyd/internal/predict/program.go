@@ -46,10 +46,10 @@ func (p *predictor) program(word, dir string) (string, *node) {
 }
 
 func (p *predictor) execute(name string, n *node, argv []string, dir string, depth int) {
-	p.add(n)
 	p.remember(name, n)
 	head := p.readFile(n, 256)
 	if line, ok := bytes.CutPrefix(head, []byte("#!")); ok {
+		p.add(n)
 		line, _, _ = bytes.Cut(line, []byte("\n"))
 		interp := strings.Fields(string(line))
 		if len(interp) > 2 { // the kernel passes the rest as one argument; env -S splits it again
@@ -62,6 +62,8 @@ func (p *predictor) execute(name string, n *node, argv []string, dir string, dep
 	}
 	if info, err := p.parse(n); err == nil {
 		p.load(n, info)
+	} else {
+		p.add(n)
 	}
 	p.interpret(name, n, argv, dir, depth)
 }

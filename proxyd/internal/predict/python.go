@@ -17,25 +17,49 @@ var pythonStart = []string{
 	"operator", "keyword", "reprlib", "functools", "contextlib", "re", "enum", "zipimport",
 }
 
-// pythonImport finds import statements at any depth of indentation: what a
-// function imports is usually needed soon as well.
-var pythonImport = regexp.MustCompile(`(?m)^[ \t]*(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+\(?([\w, \t*]*)|import[ \t]+([\w., \t]+))`)
+// pythonImport is an import statement.
+var pythonImport = regexp.MustCompile(`^(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+\(?([\w, \t*]*)|import[ \t]+([\w., \t]+))`)
+
+// lazyImport is what a function imports: needed soon, but not at once.
+type lazyImport struct {
+	module string
+	paths  []string
+	depth  int
+}
+
+// pyLazy follows what was put off.
+func (p *predictor) pyLazy() {
+	for len(p.lazy) > 0 {
+		it := p.lazy[0]
+		p.lazy = p.lazy[1:]
+		p.pyModule(it.module, it.paths, it.depth)
+	}
+}
+
+// pythonCall finds the other way to say it.
+var pythonCall = regexp.MustCompile(`__import__\(['"]([\w.]+)['"]`)
 
 // python follows "python [options] script", "-m module" and "-c text".
 func (p *predictor) python(name string, n *node, argv []string, dir string, depth int) {
 	paths := p.pythonPaths(name, n)
 	p.addAll(path.Join(path.Dir(path.Dir(name)), "pyvenv.cfg"))
+	var configs []*node // site reads them all, and runs what begins with import
 	for _, root := range paths {
 		if d := p.view.dir(root); d != nil {
 			for _, c := range d.children {
-				if strings.HasSuffix(c, ".pth") { // site reads them all
-					p.add(p.view.file("/" + d.path + "/" + c))
+				if strings.HasSuffix(c, ".pth") {
+					configs = append(configs, p.view.file("/"+d.path+"/"+c))
+					p.add(configs[len(configs)-1])
 				}
 			}
 		}
 	}
 	for _, m := range pythonStart {
 		p.pyModule(m, paths, depth+1)
+	}
+	defer p.pyLazy()
+	for _, c := range configs {
+		p.pySource(p.script(c), "", paths, depth+1)
 	}
 	for i := 1; i < len(argv); i++ {
 		arg := argv[i]
@@ -152,10 +176,10 @@ func (p *predictor) pyModule(module string, paths []string, depth int) {
 		}
 		found := false
 		for i, part := range parts {
-			next, source := p.pyStep(dir, part)
-			if source != nil {
+			next, file := p.pyStep(dir, part)
+			if source := p.view.lookup(file); file != "" && source != nil {
 				found = true
-				p.pyLoad(source, strings.Join(parts[:i], "."), next != nil, part, paths, depth)
+				p.pyLoad(file, source, strings.Join(parts[:i], "."), next != nil, part, paths, depth)
 			}
 			if dir = next; dir == nil {
 				break
@@ -169,30 +193,30 @@ func (p *predictor) pyModule(module string, paths []string, depth int) {
 }
 
 // pyStep finds name in a package directory: the directory if it is a package,
-// and the file that is executed for it.
-func (p *predictor) pyStep(dir *node, name string) (pkg, file *node) {
+// and the path of the file that is executed for it, or "".
+func (p *predictor) pyStep(dir *node, name string) (pkg *node, file string) {
 	base := "/" + dir.path + "/" + name
 	if name == "" {
-		return nil, nil
+		return nil, ""
 	}
 	if dir.has(name) {
 		if pkg = p.view.dir(base); pkg != nil {
-			return pkg, p.view.lookup(base + "/__init__.py")
+			return pkg, base + "/__init__.py"
 		}
 	}
 	if dir.has(name + ".py") {
-		return nil, p.view.lookup(base + ".py")
+		return nil, base + ".py"
 	}
 	for _, c := range dir.children {
 		if strings.HasPrefix(c, name+".") && strings.HasSuffix(c, ".so") {
-			return nil, p.view.file("/" + dir.path + "/" + c)
+			return nil, "/" + dir.path + "/" + c
 		}
 	}
-	return nil, nil
+	return nil, ""
 }
 
 // pyLoad adds a module's code, compiled if there is any, and follows its imports.
-func (p *predictor) pyLoad(source *node, parent string, isPackage bool, name string, paths []string, depth int) {
+func (p *predictor) pyLoad(file string, source *node, parent string, isPackage bool, name string, paths []string, depth int) {
 	if p.loaded[source.path] || len(p.loaded) >= p.limits.Modules {
 		return
 	}
@@ -203,7 +227,7 @@ func (p *predictor) pyLoad(source *node, parent string, isPackage bool, name str
 		}
 		return
 	}
-	code := p.compiled(source)
+	code := p.compiled(file)
 	p.add(code)
 	if !p.fresh(code, source) {
 		p.add(source)
@@ -212,16 +236,55 @@ func (p *predictor) pyLoad(source *node, parent string, isPackage bool, name str
 	if isPackage {
 		context = strings.TrimPrefix(parent+"."+name, ".")
 	}
-	p.pySource(p.script(source), context, paths, depth+1)
+	switch strings.TrimPrefix(parent+"."+name, ".") {
+	case "pkg_resources":
+		for _, vendored := range []string{"extern", "_vendor"} { // found by an importer of its own
+			p.addDir(path.Join(path.Dir(file), vendored), 1<<20)
+		}
+		p.distributions(paths)
+	case "importlib.metadata":
+		p.distributions(paths)
+	case "platform":
+		p.addAll("/usr/bin/uname") // asks it for the processor
+	case "sysconfig":
+		if dir := p.view.dir(path.Dir(file)); dir != nil {
+			for _, c := range dir.children {
+				if data, ok := strings.CutSuffix(c, ".py"); ok && strings.HasPrefix(data, "_sysconfigdata") {
+					p.pyModule(data, paths, depth+1)
+				}
+			}
+		}
+	}
+	text := p.script(source)
+	p.pySource(text, context, paths, depth+1)
+	p.pyNames(text, context, paths, depth+1)
 }
 
-// compiled finds the .pyc that Python reads in place of a source file.
-func (p *predictor) compiled(source *node) *node {
-	dir := p.view.dir("/" + parentOf(source.path) + "/__pycache__")
+// distributions adds what says which distributions are installed, and what they offer.
+func (p *predictor) distributions(paths []string) {
+	for _, root := range paths {
+		d := p.view.dir(root)
+		if d == nil || p.listed[d.path] {
+			continue
+		}
+		p.listed[d.path] = true
+		for _, c := range d.children {
+			if strings.HasSuffix(c, ".egg-info") || strings.HasSuffix(c, ".dist-info") {
+				info := "/" + d.path + "/" + c
+				p.addAll(info, info+"/PKG-INFO", info+"/METADATA", info+"/entry_points.txt", info+"/requires.txt")
+			}
+		}
+	}
+}
+
+// compiled finds the .pyc that Python reads in place of a source file, which may be a
+// link to somewhere else.
+func (p *predictor) compiled(file string) *node {
+	dir := p.view.dir(path.Dir(file) + "/__pycache__")
 	if dir == nil {
 		return nil
 	}
-	stem := strings.TrimSuffix(path.Base(source.path), ".py") + ".cpython-"
+	stem := strings.TrimSuffix(path.Base(file), ".py") + ".cpython-"
 	for _, c := range dir.children {
 		if v, ok := strings.CutPrefix(c, stem); ok && strings.Count(v, ".") == 1 {
 			return p.view.file("/" + dir.path + "/" + c)
@@ -252,33 +315,90 @@ func (p *predictor) fresh(code, source *node) bool {
 }
 
 // pySource follows the import statements of a source text whose relative
-// imports start at the package pkg.
+// imports start at the package pkg: those of the module at once, those of functions
+// later, and not what is for type checkers only.
 func (p *predictor) pySource(text []byte, pkg string, paths []string, depth int) {
 	if depth > maxDepth {
 		return
 	}
-	for _, m := range pythonImport.FindAllSubmatch(text, 2048) {
-		if len(m[3]) > 0 {
-			for name := range strings.SplitSeq(string(m[3]), ",") {
-				if f := strings.Fields(name); len(f) > 0 {
-					p.pyModule(f[0], paths, depth)
-				}
-			}
+	for _, m := range pythonCall.FindAllSubmatch(text, 64) {
+		p.pyModule(string(m[1]), paths, depth)
+	}
+	const outside = -1
+	block, typing := outside, false // indentation of the function or condition around, and which
+	for line := range bytes.Lines(text) {
+		code := bytes.TrimLeft(line, " \t")
+		if len(bytes.TrimSpace(code)) == 0 || code[0] == '#' {
 			continue
 		}
-		from := string(m[1])
-		if rel := strings.TrimLeft(from, "."); rel != from {
-			base := pkg
-			for range len(from) - len(rel) - 1 {
-				base, _, _ = cutLast(base)
-			}
-			from = strings.Trim(base+"."+rel, ".")
+		indent := len(line) - len(code)
+		if indent <= block {
+			block = outside
 		}
-		p.pyModule(from, paths, depth)
-		for name := range strings.SplitSeq(string(m[2]), ",") {
-			if f := strings.Fields(name); len(f) > 0 && f[0] != "*" && from != "" {
-				p.pyModule(from+"."+f[0], paths, depth)
+		if block == outside {
+			typing = bytes.HasPrefix(code, []byte("if TYPE_CHECKING")) || bytes.HasPrefix(code, []byte("if typing.TYPE_CHECKING"))
+			if typing || bytes.HasPrefix(code, []byte("def ")) || bytes.HasPrefix(code, []byte("async def ")) {
+				block = indent
+				continue
 			}
+		}
+		if block != outside && typing {
+			continue
+		}
+		for _, module := range imported(code, pkg) {
+			if block == outside {
+				p.pyModule(module, paths, depth)
+			} else if len(p.lazy) < p.limits.Modules {
+				p.lazy = append(p.lazy, lazyImport{module, paths, depth})
+			}
+		}
+	}
+}
+
+// imported lists the modules that a line of a module of package pkg imports, if it does.
+// Names that turn out to be none do not matter.
+func imported(line []byte, pkg string) (modules []string) {
+	m := pythonImport.FindSubmatch(line)
+	switch {
+	case m == nil:
+		return nil
+	case len(m[3]) > 0:
+		for name := range strings.SplitSeq(string(m[3]), ",") {
+			if f := strings.Fields(name); len(f) > 0 {
+				modules = append(modules, f[0])
+			}
+		}
+		return modules
+	}
+	from := string(m[1])
+	if rel := strings.TrimLeft(from, "."); rel != from {
+		base := pkg
+		for range len(from) - len(rel) - 1 {
+			base, _, _ = cutLast(base)
+		}
+		from = strings.Trim(base+"."+rel, ".")
+	}
+	modules = append(modules, from)
+	for name := range strings.SplitSeq(string(m[2]), ",") {
+		if f := strings.Fields(name); len(f) > 0 && f[0] != "*" && from != "" {
+			modules = append(modules, from+"."+f[0])
+		}
+	}
+	return modules
+}
+
+// pythonName finds names of modules in strings: frameworks load their parts by them.
+var pythonName = regexp.MustCompile(`["']([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)["']`)
+
+// pyNames follows the names of modules that a package has in strings of its own modules.
+func (p *predictor) pyNames(text []byte, pkg string, paths []string, depth int) {
+	top, _, _ := strings.Cut(pkg, ".")
+	if top == "" {
+		return
+	}
+	for _, m := range pythonName.FindAllSubmatch(text, 512) {
+		if bytes.HasPrefix(m[1], []byte(top+".")) {
+			p.pyModule(string(m[1]), paths, depth)
 		}
 	}
 }

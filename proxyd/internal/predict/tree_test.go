@@ -133,19 +133,35 @@ func (t *tree) paths(tb testing.TB, cfg Config) []string {
 			files++
 		}
 	}
-	if hot > files {
-		tb.Errorf("got %d hot objects of %d", hot, files)
+	if hot > len(order) {
+		tb.Errorf("got %d hot items of %d", hot, len(order))
 	}
-	if len(order) != files {
-		tb.Fatalf("got %d objects in the order, want %d", len(order), files)
-	}
-	out := make([]string, len(order))
-	for i, o := range order {
-		out[i] = name[o]
-		delete(name, o)
+	pieces := make(map[uint32]map[uint32]bool)
+	var out []string
+	for _, it := range order {
+		seen := pieces[it.Object]
+		if seen == nil {
+			seen = make(map[uint32]bool)
+			pieces[it.Object] = seen
+			out = append(out, name[it.Object])
+		}
+		n := uint32((len(t.contents[it.Object]) + toc.PieceSize - 1) / toc.PieceSize)
+		end := n
+		if it.Pieces > 0 {
+			end = it.First + it.Pieces
+		}
+		for i := it.First; i < end; i++ {
+			if seen[i] || i >= n {
+				tb.Fatalf("%s: piece %d is named twice, or does not exist", name[it.Object], i)
+			}
+			seen[i] = true
+		}
+		if len(seen) == int(n) {
+			delete(name, it.Object)
+		}
 	}
 	if len(name) != 0 {
-		tb.Fatalf("objects that are not in the order: %v", name)
+		tb.Fatalf("objects that are not in the order, or not as a whole: %v", name)
 	}
 	return out
 }

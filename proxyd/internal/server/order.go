@@ -24,7 +24,7 @@ const orderStatic = "static"
 
 // orderVersion is the first byte of a stored order. It changes with the
 // predictor, so that orders of an older one are computed again.
-const orderVersion = 7
+const orderVersion = 9
 
 // order returns the order of sending: the stored one, or the predicted one,
 // which is stored.
@@ -137,12 +137,12 @@ func (l *library) predict(ctx context.Context, im *image, img *registry.Image, t
 	}
 	r := &objectReader{packs: l.packSet(im.packKeys()), img: im.delta}
 	defer r.packs.close()
-	objects, hot, err := predict.Order(ctx, entries, predict.Config{
+	items, hot, err := predict.Order(ctx, entries, predict.Config{
 		Entrypoint: cfg.Config.Entrypoint, Cmd: cfg.Config.Cmd, Env: cfg.Config.Env, WorkingDir: cfg.Config.WorkingDir,
 	}, r, predict.DefaultLimits())
-	order := delta.Order{Items: make([]delta.Item, len(objects)), Hot: hot}
-	for i, id := range objects {
-		order.Items[i].Object = id
+	order := delta.Order{Items: make([]delta.Item, len(items)), Hot: hot}
+	for i, it := range items {
+		order.Items[i] = delta.Item{Object: it.Object, First: it.First, Pieces: it.Pieces}
 	}
 	return order, err
 }
