@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 )
 
 // Clients that cannot be installed with "go install" because their go.mod replaces
@@ -26,6 +27,33 @@ func Nerdctl(ctx context.Context) (string, error) {
 // minutes.
 func Kubelet(ctx context.Context) (string, error) {
 	return pinned(ctx, "kubelet", kubelet, "k8s.io/component-base/version.gitVersion")
+}
+
+// ClientTests returns containerd's own integration tests of its client, in the version
+// of go.mod, built for a default snapshotter: many of them do not ask which one is meant.
+func ClientTests(ctx context.Context, snapshotter string) (string, error) {
+	root, err := Root()
+	if err != nil {
+		return "", err
+	}
+	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}} {{.Version}}", containerd)
+	list.Dir = root
+	out, err := list.Output()
+	if err != nil {
+		return "", fmt.Errorf("%s: %w", list, err)
+	}
+	dir, version, _ := strings.Cut(strings.TrimSpace(string(out)), " ")
+	return cached(ctx, "client-tests-"+version+"-"+snapshotter, "client.test", func(tmp string) *exec.Cmd {
+		// The go command replaces no file of the module cache, so it gets a copy. The suite
+		// of snapshotters knows by their names which ones are made of overlayfs.
+		const script = `cp -r "$1" "$2/containerd" && chmod -R u+w "$2/containerd" && cp go.mod "$2/with.mod" && cp go.sum "$2/with.sum" &&
+			sed -i 's/DefaultSnapshotter = "overlayfs"/DefaultSnapshotter = "'"$3"'"/' "$2/containerd/defaults/defaults_linux.go" &&
+			sed -i 's/case "overlayfs"/case "'"$3"'", "overlayfs"/' "$2/containerd/core/snapshots/testsuite/issues.go" &&
+			grep -q '"'"$3"'"' "$2/containerd/defaults/defaults_linux.go" && grep -q '"'"$3"'"' "$2/containerd/core/snapshots/testsuite/issues.go" &&
+			go mod edit -replace "$4=$2/containerd" "$2/with.mod" &&
+			go test -c -trimpath -modfile "$2/with.mod" -o "$2/client.test" "$4/integration/client"`
+		return exec.CommandContext(ctx, "sh", "-c", script, "sh", dir, tmp, snapshotter, containerd)
+	})
 }
 
 // pinned builds module/cmd/name in the version that the module below name wants,
