@@ -52,17 +52,17 @@ const ingestPrefix = "starlight-virtual-"
 // New wraps inner. What an earlier process did not finish to fetch is dropped.
 func New(ctx context.Context, inner content.Store, e Engine) (*Store, error) {
 	s := &Store{Store: inner, engine: e, held: map[digest.Digest]int{}}
-	statuses, err := inner.ListStatuses(ctx)
+	err := walkRefs(ctx, inner, func(ref string) error {
+		if !strings.HasPrefix(ref, ingestPrefix) {
+			return nil
+		}
+		if err := inner.Abort(ctx, ref); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("drop the unfinished ingest %q: %w", ref, err)
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("list ingests: %w", err)
-	}
-	for _, st := range statuses {
-		if !strings.HasPrefix(st.Ref, ingestPrefix) {
-			continue
-		}
-		if err := inner.Abort(ctx, st.Ref); err != nil && !errdefs.IsNotFound(err) {
-			return nil, fmt.Errorf("drop the unfinished ingest %q: %w", st.Ref, err)
-		}
+		return nil, err
 	}
 	return s, nil
 }
@@ -175,23 +175,28 @@ func (s *Store) Hold(blobs ...digest.Digest) (release func()) {
 
 // WalkStatusRefs lists the ingests that clients may see and metadata may collect.
 func (s *Store) WalkStatusRefs(ctx context.Context, fn func(string) error) error {
-	visible := func(ref string) error {
+	return walkRefs(ctx, s.Store, func(ref string) error {
 		if strings.HasPrefix(ref, ingestPrefix) {
 			return nil
 		}
 		return fn(ref)
-	}
-	if w, ok := s.Store.(interface {
+	})
+}
+
+// walkRefs calls fn for each ingest. The local store knows its ingests by name; its list of
+// statuses fails if a power cut has torn one.
+func walkRefs(ctx context.Context, cs content.Store, fn func(string) error) error {
+	if w, ok := cs.(interface {
 		WalkStatusRefs(context.Context, func(string) error) error
 	}); ok {
-		return w.WalkStatusRefs(ctx, visible)
+		return w.WalkStatusRefs(ctx, fn)
 	}
-	statuses, err := s.ListStatuses(ctx)
+	statuses, err := cs.ListStatuses(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("list ingests: %w", err)
 	}
 	for _, st := range statuses {
-		if err := visible(st.Ref); err != nil {
+		if err := fn(st.Ref); err != nil {
 			return err
 		}
 	}

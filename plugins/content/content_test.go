@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -336,4 +337,26 @@ func walk(t *testing.T, s *content.Store, fs ...string) (seen []digest.Digest) {
 		t.Fatal(err)
 	}
 	return seen
+}
+
+// TestTornIngest: of an ingest that was under way, a power cut may leave anything.
+func TestTornIngest(t *testing.T) {
+	root := t.TempDir()
+	for name, ref := range map[string]string{"a": "layer-1", "b": "", "c": "starlight-virtual-1"} {
+		dir := filepath.Join(root, "ingest", name)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "ref"), []byte(ref), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s, err := newStore(t, root, newLayers())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What metadata does with those that it does not know.
+	if err := s.WalkStatusRefs(t.Context(), func(ref string) error { return s.Abort(t.Context(), ref) }); err != nil {
+		t.Error(err)
+	}
 }
