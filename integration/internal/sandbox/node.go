@@ -34,6 +34,8 @@ type NodeConfig struct {
 	Path []string
 	// Traces is the URL of an OTLP receiver; without one, tracing is not loaded.
 	Traces string
+	// Env are further variables of its environment.
+	Env []string
 	// Namespace is where it runs; default: the near end of the link.
 	Namespace *wan.Namespace
 }
@@ -125,6 +127,7 @@ func (n *Node) Start(ctx context.Context) error {
 	}
 	cmd := exec.Command(n.c.Binaries.Containerd, "--config", n.configFile())
 	cmd.Env = append(os.Environ(), "PATH="+strings.Join(append(append([]string{filepath.Join(n.Dir, "bin")}, n.c.Path...), os.Getenv("PATH")), ":"))
+	cmd.Env = append(cmd.Env, n.c.Env...)
 	if n.c.Traces != "" {
 		cmd.Env = append(cmd.Env, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT="+n.c.Traces, "OTEL_BSP_SCHEDULE_DELAY=100")
 	}
@@ -149,6 +152,9 @@ func (n *Node) Stop() error { return n.proc.Stop() }
 
 // Kill kills containerd as a crash would. Containers go on.
 func (n *Node) Kill() { n.proc.Kill() }
+
+// Done is closed when containerd has ended.
+func (n *Node) Done() <-chan struct{} { return n.proc.Done() }
 
 // PID of containerd.
 func (n *Node) PID() int { return n.proc.PID() }

@@ -6,9 +6,11 @@ package tools
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +19,8 @@ import (
 // RegistryModule is the registry that tests, benchmarks and the demo push to. It
 // is not in go.mod: it would bring the dependencies of three clouds.
 const RegistryModule = "github.com/distribution/distribution/v3/cmd/registry@v3.1.2"
+
+const runcModule = "github.com/opencontainers/runc@v1.5.3"
 
 const containerd = "github.com/containerd/containerd/v2"
 
@@ -100,6 +104,32 @@ func Stock(ctx context.Context) (Binaries, error) {
 	return b, nil
 }
 
+// FailPoints builds our containerd into dir such that it can be made to end at each step
+// that changes what is on the disk, and lists these steps.
+func FailPoints(ctx context.Context, dir string) (bin string, steps []string, err error) {
+	root, err := Root()
+	if err != nil {
+		return "", nil, err
+	}
+	c := exec.CommandContext(ctx, "go", "build", "-tags", "failpoint", "-o", dir, "./containerd-build")
+	c.Dir = root
+	if out, err := c.CombinedOutput(); err != nil {
+		return "", nil, fmt.Errorf("%s: %w: %s", c, err, out)
+	}
+	re := regexp.MustCompile(`failpoint\.Here\("([^"]+)"\)`)
+	err = filepath.WalkDir(filepath.Join(root, "plugins"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".go" {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		for _, m := range re.FindAllSubmatch(b, -1) {
+			steps = append(steps, string(m[1]))
+		}
+		return err
+	})
+	return filepath.Join(dir, "containerd-build"), steps, err
+}
+
 // Registry returns the registry binary, installing it if it is not there.
 func Registry(ctx context.Context) (string, error) {
 	_, version, _ := strings.Cut(RegistryModule, "@")
@@ -108,6 +138,22 @@ func Registry(ctx context.Context) (string, error) {
 		c.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0")
 		return c
 	})
+}
+
+// Runc returns the directory of a runc that can map the files of pods with a user
+// namespace, as 1.2 and later can, installing one if the machine's own cannot; "" if it
+// can.
+func Runc(ctx context.Context) (string, error) {
+	if out, _ := exec.CommandContext(ctx, "runc", "features").Output(); strings.Contains(string(out), "mountExtensions") {
+		return "", nil
+	}
+	_, version, _ := strings.Cut(runcModule, "@")
+	path, err := cached(ctx, "runc-"+version, "runc", func(dir string) *exec.Cmd {
+		c := exec.CommandContext(ctx, "go", "install", "-trimpath", runcModule)
+		c.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=1")
+		return c
+	})
+	return filepath.Dir(path), err
 }
 
 // cached returns .cache/bin/set/name and runs build if it is missing; several

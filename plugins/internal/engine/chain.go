@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -94,6 +95,7 @@ func (e *Engine) Lower(ctx context.Context, id digest.Digest) (Lower, error) {
 	if err := os.MkdirAll(l.Metadata, 0o700); err != nil {
 		return Lower{}, err
 	}
+	failpoint.Here("tree-mountpoint-made")
 	return l, erofsimg.Mount(e.treePath(id), l.Metadata)
 }
 
@@ -180,5 +182,6 @@ func (e *Engine) writeTree(c *chain, t *toc.Tree, sync bool) (err error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
+	failpoint.Here("tree-written")
 	return os.Rename(f.Name(), e.treePath(c.id))
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 )
 
 var errReopened = errors.New("it lacks something again")
@@ -48,6 +50,7 @@ func (e *Engine) finish(ctx context.Context, img *image) error {
 	if err := e.state.putImage(img.digest, rec); err != nil {
 		return err
 	}
+	failpoint.Here("image-complete")
 	if err := e.recordDone(ctx, img, rec); err != nil {
 		return err
 	}
@@ -64,6 +67,7 @@ func (e *Engine) finish(ctx context.Context, img *image) error {
 	if err := e.recordDone(ctx, img, rec); err != nil { // a pull that began meanwhile
 		return err
 	}
+	failpoint.Here("pull-complete")
 	for _, fn := range hooks {
 		for _, c := range img.chains {
 			if e.complete(c) {

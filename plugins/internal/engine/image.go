@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -162,6 +163,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 		if err := lazyfs.WriteIndex(e.indexPath(d), p.list); err != nil {
 			return nil, err
 		}
+		failpoint.Here("index-written")
 	}
 	e.mu.Lock()
 	known := e.images[d]
@@ -173,6 +175,7 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	if err := e.state.putImage(d, rec); err != nil {
 		return nil, err
 	}
+	failpoint.Here("image-recorded")
 	e.mu.Lock()
 	img := e.images[d]
 	if img == nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/log"
 
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/plugins/internal/lazyfs"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -169,9 +170,11 @@ func writeDurably(path string, b []byte) (err error) {
 	if err := f.Sync(); err != nil {
 		return err
 	}
+	failpoint.Here("toc-written")
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
+	failpoint.Here("toc-renamed")
 	if err := syncDir(filepath.Dir(path)); err != nil {
 		return err
 	}

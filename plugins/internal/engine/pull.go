@@ -18,6 +18,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/starlight-delta/starlight/plugins/internal/delta"
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -147,6 +148,7 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 		p.Release()
 		return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, err)
 	}
+	failpoint.Here("pull-recorded")
 	return p, nil
 }
 

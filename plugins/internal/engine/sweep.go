@@ -8,6 +8,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/starlight-delta/starlight/plugins/internal/erofsimg"
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -27,9 +28,11 @@ func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error {
 	for _, img := range dead.images {
 		img.work.Wait()
 		errs = append(errs, removeAll(e.indexPath(img.digest)))
+		failpoint.Here("index-removed")
 	}
 	for _, c := range dead.chains {
 		errs = append(errs, e.dropTree(c))
+		failpoint.Here("tree-removed")
 	}
 	// Records before TOCs: an image whose TOCs are gone would be forgotten with a
 	// warning at the next start.
@@ -39,7 +42,9 @@ func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error {
 	}
 	errs = append(errs, e.state.drop(ds, dead.refs))
 	for _, l := range dead.layers {
+		failpoint.Here("image-forgotten")
 		errs = append(errs, removeAll(e.tocPath(l.diffID)))
+		failpoint.Here("toc-removed")
 	}
 	e.mu.Lock()
 	e.asked.Clear()
@@ -150,6 +155,7 @@ func (e *Engine) dropTreeLocked(c *chain) error {
 	if err := unmountTree(dir); err != nil {
 		return err
 	}
+	failpoint.Here("tree-unmounted")
 	return removeAll(dir, e.treePath(c.id))
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -36,6 +37,7 @@ func (s *Store) Put(o toc.Object, data []byte) error {
 	name := o.Digest.Hex() + "." + strconv.FormatUint(s.seq.Add(1), 36)
 	blocks, err := s.writeFile(name, data)
 	if err == nil {
+		failpoint.Here("object-written")
 		err = s.publish(o.Digest, name, blocks)
 	} else {
 		err = writeError(o.Digest, err)

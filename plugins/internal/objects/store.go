@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -219,6 +220,7 @@ func (s *Store) Sync() error {
 	if err := unix.Syncfs(s.dirFD); err != nil {
 		return fmt.Errorf("sync objects: %w", err)
 	}
+	failpoint.Here("objects-synced")
 	return nil
 }
 
@@ -231,6 +233,7 @@ func (s *Store) publish(d toc.Digest, name string, size int64) error {
 	if err := unix.Renameat(s.partialFD, name, s.dirFD, d.Path()); err != nil {
 		return writeError(d, err)
 	}
+	failpoint.Here("object-published")
 	s.mu.Lock()
 	if !s.has(d) {
 		s.local[d[0]][d] = toBlocks(size)

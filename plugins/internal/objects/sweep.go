@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -126,6 +127,7 @@ func (s *Store) remove(d toc.Digest, force bool) (bytes int64, ok bool, err erro
 	if err != nil {
 		return 0, false, fmt.Errorf("remove object %s: %w", d, err)
 	}
+	failpoint.Here("object-removed")
 	return bytes, ok, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -142,6 +143,7 @@ func (w *Writer) Piece(i int, data []byte) error {
 	if err := writePiece(f, data, off); err != nil {
 		return e.ifNotEnded(err)
 	}
+	failpoint.Here("piece-written")
 	e.add(i, data)
 	if !e.store(i) {
 		return nil
@@ -190,6 +192,7 @@ func (s *Store) finish(e *entry, f *os.File) error {
 	if err := f.Chmod(objectMode); err != nil {
 		return err
 	}
+	failpoint.Here("pieces-checked")
 	return s.publish(e.d, e.d.Hex(), allocated(st))
 }
 

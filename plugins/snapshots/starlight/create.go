@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/starlight-delta/starlight/plugins"
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 )
 
 // Prepare makes an active snapshot. If its label containerd.io/snapshot.ref names
@@ -110,6 +111,7 @@ func (s *Snapshotter) adopt(ctx context.Context, key, parent string, chain diges
 	if err != nil {
 		return false, fmt.Errorf("commit chain %s: %w", chain, err)
 	}
+	failpoint.Here("chain-committed")
 	return true, nil
 }
 
@@ -125,6 +127,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 	if err != nil {
 		return nil, err
 	}
+	failpoint.Here("snapshot-staged")
 	dir := staged
 	defer func() {
 		if err == nil {
@@ -144,6 +147,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		if err := os.Rename(staged, s.dir(snap.ID)); err != nil {
 			return err
 		}
+		failpoint.Here("snapshot-renamed")
 		dir = s.dir(snap.ID)
 		st.snapshot, st.info = snap, base
 		return nil
@@ -153,7 +157,9 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		return nil, err
 	}
 
+	failpoint.Here("snapshot-created")
 	mounts, err := s.mounts(ctx, st)
+	failpoint.Here("snapshot-mounted")
 	if err != nil {
 		// The caller has no snapshot, so the key must be free again.
 		if rerr := s.forget(context.WithoutCancel(ctx), key); rerr != nil {
@@ -242,6 +248,7 @@ func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snap
 	if err != nil {
 		return err
 	}
+	failpoint.Here("snapshot-committed")
 	// The directory becomes a lower one of others: nobody may write to it any more
 	// through a mount of ours.
 	if err := s.unmerge(ctx, id); err != nil {

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/starlight-delta/starlight/plugins/internal/failpoint"
 )
 
 // Remove forgets a snapshot. Its mount goes at once; its directory too, unless
@@ -22,6 +24,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	if err != nil {
 		return fmt.Errorf("failed to remove snapshot %s: %w", key, err)
 	}
+	failpoint.Here("snapshot-forgotten")
 	// The snapshot is gone, so nothing below is an error of Remove. Cleanup tries again.
 	if s.config.AsyncRemove {
 		if err := s.unmerge(ctx, id); err != nil {
@@ -37,12 +40,8 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 // the chains that are no snapshot any more. containerd calls it after each
 // garbage collection.
 func (s *Snapshotter) Cleanup(ctx context.Context) error {
-	orphans, err := s.orphans(ctx)
-	if err != nil {
+	if err := s.removeOrphans(ctx); err != nil {
 		return err
-	}
-	for _, id := range orphans {
-		s.removeDirectory(ctx, id)
 	}
 	if s.engine == nil {
 		return nil
@@ -54,6 +53,20 @@ func (s *Snapshotter) Cleanup(ctx context.Context) error {
 		return err
 	}
 	return s.engine.Sweep(ctx, live)
+}
+
+// removeOrphans removes the directories that belong to no snapshot. It is done at the
+// start, too: a directory gets its name in a transaction, and if the process ends before
+// the commit, the next snapshot gets the same name.
+func (s *Snapshotter) removeOrphans(ctx context.Context) error {
+	orphans, err := s.orphans(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range orphans {
+		s.removeDirectory(ctx, id)
+	}
+	return nil
 }
 
 // orphans lists the directories that belong to no snapshot.
@@ -83,6 +96,7 @@ func (s *Snapshotter) orphans(ctx context.Context) ([]string, error) {
 
 func (s *Snapshotter) removeDirectory(ctx context.Context, id string) {
 	err := s.unmerge(ctx, id)
+	failpoint.Here("snapshot-unmounted")
 	if err == nil {
 		// Never with the mount in place: that would delete through it.
 		err = os.RemoveAll(s.dir(id))
