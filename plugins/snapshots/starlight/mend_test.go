@@ -74,3 +74,26 @@ func TestStartUnmountsWhatWasBeingMade(t *testing.T) {
 		t.Errorf("mounted %d times", n)
 	}
 }
+
+// A directory that a crash has left in place of a snapshot which was never committed is
+// not in the way of the one that gets its number.
+func TestStartRemovesWhatNoSnapshotHas(t *testing.T) {
+	needRoot(t)
+	ctx := t.Context()
+	root := t.TempDir()
+	s, err := starlight.New(starlight.Config{Root: root}, nil)
+	must(t, err)
+	_, err = s.Prepare(ctx, "1", "")
+	must(t, err)
+	must(t, s.Close())
+	left := filepath.Join(root, "snapshots", "2", "fs")
+	must(t, os.MkdirAll(left, 0o700))
+	s, err = starlight.New(starlight.Config{Root: root}, nil)
+	must(t, err)
+	t.Cleanup(func() { must(t, s.Close()) })
+	m, err := s.Prepare(ctx, "2", "")
+	must(t, err)
+	if m[0].Source != left {
+		t.Errorf("got %v, want the directory %s", m, left)
+	}
+}

@@ -130,6 +130,9 @@ func New(config Config, e Engine) (*Snapshotter, error) {
 		return nil, err
 	}
 	s := &Snapshotter{config: config, engine: e, ms: ms}
+	if err := s.removeOrphans(context.Background()); err != nil {
+		return nil, errors.Join(err, ms.Close())
+	}
 	if e != nil {
 		e.OnComplete(s.remount)
 		e.OnBroken(s.mend)
