@@ -57,7 +57,7 @@ GOLANGCI         := .cache/bin/golangci-lint-$(GOLANGCI_VERSION)
 # Packages without integration/, whose tests need the binaries.
 PACKAGES = $(shell $(GO) list ./... | grep -v '/integration$$')
 
-.PHONY: setup test unit-test race-test integration-test integration-test-full test-kubelet bench demo lint
+.PHONY: setup test unit-test race-test integration-test integration-test-full test-kubelet test-buildkit bench demo lint
 
 setup: ## Install what tests and demo need (apt; as root).
 	integration/setup
@@ -84,6 +84,9 @@ integration-test-full: build ## The same with the whole corpus (as root).
 
 test-kubelet: setup build ## Run static pods on a real kubelet, which takes long to build (as root).
 	STARLIGHT_KUBELET=1 $(GO) test -v -timeout 120m -run '^TestKubelet$$' ./integration
+
+test-buildkit: setup build ## Build images with a real BuildKit, which takes long to build (as root).
+	STARLIGHT_BUILDKIT=1 $(GO) test -v -timeout 60m -run '^TestBuildKit$$' ./integration
 
 demo: ## Show fresh and update pulls beside stock containerd: make demo [IMAGE=ref UPDATE=ref] (as root).
 	integration/setup

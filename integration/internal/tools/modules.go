@@ -14,19 +14,31 @@ import (
 // Clients that cannot be installed with "go install" because their go.mod replaces
 // modules. Each has a module of its own here that pins what they are built of.
 const (
-	nerdctl = "github.com/containerd/nerdctl/v2"
-	kubelet = "k8s.io/kubernetes"
+	nerdctl  = "github.com/containerd/nerdctl/v2"
+	kubelet  = "k8s.io/kubernetes"
+	buildkit = "github.com/moby/buildkit"
 )
 
 // Nerdctl returns nerdctl, building it if it is not there.
 func Nerdctl(ctx context.Context) (string, error) {
-	return pinned(ctx, "nerdctl", nerdctl, nerdctl+"/pkg/version.Version")
+	return pinned(ctx, nerdctl, "nerdctl", "nerdctl", nerdctl+"/pkg/version.Version")
 }
 
 // Kubelet returns a kubelet, building it if it is not there, which takes many
 // minutes.
 func Kubelet(ctx context.Context) (string, error) {
-	return pinned(ctx, "kubelet", kubelet, "k8s.io/component-base/version.gitVersion")
+	return pinned(ctx, kubelet, "kubelet", "kubelet", "k8s.io/component-base/version.gitVersion")
+}
+
+// BuildKit returns its daemon and its client, building them if they are not there,
+// which takes minutes.
+func BuildKit(ctx context.Context) (daemon, client string, err error) {
+	for name, path := range map[string]*string{"buildkitd": &daemon, "buildctl": &client} {
+		if *path, err = pinned(ctx, buildkit, "buildkit", name, buildkit+"/version.Version"); err != nil {
+			return "", "", err
+		}
+	}
+	return daemon, client, nil
 }
 
 // ClientTests returns containerd's own integration tests of its client, in the version
@@ -56,14 +68,14 @@ func ClientTests(ctx context.Context, snapshotter string) (string, error) {
 	})
 }
 
-// pinned builds module/cmd/name in the version that the module below name wants,
-// and stamps it.
-func pinned(ctx context.Context, name, module, stamp string) (string, error) {
+// pinned builds module/cmd/name in the version that the module in the directory set
+// wants, and stamps it.
+func pinned(ctx context.Context, module, set, name, stamp string) (string, error) {
 	root, err := Root()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(root, "integration", "internal", "tools", name)
+	dir := filepath.Join(root, "integration", "internal", "tools", set)
 	mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
 	if err != nil {
 		return "", err
@@ -72,7 +84,7 @@ func pinned(ctx context.Context, name, module, stamp string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", dir, err)
 	}
-	return cached(ctx, name+"-"+version, name, func(out string) *exec.Cmd {
+	return cached(ctx, set+"-"+version, name, func(out string) *exec.Cmd {
 		c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags", "-s -w -X "+stamp+"="+version,
 			"-o", out, module+"/cmd/"+name)
 		c.Dir = dir
