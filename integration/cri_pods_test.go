@@ -12,6 +12,7 @@ import (
 	runtime "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/tools"
 )
 
 // criNode is a node as a kubelet sees it.
@@ -205,6 +206,13 @@ func TestCRI(t *testing.T) {
 
 // Pods with a user namespace see the files of a lazy image as their own.
 func TestCRIUserNamespaces(t *testing.T) {
+	runc, err := tools.Runc(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if runc != "" {
+		t.Setenv("PATH", runc+":"+os.Getenv("PATH"))
+	}
 	w := newWorld(t, lan)
 	p := w.proxyd()
 	ref := w.push("redis", "v1")
@@ -219,7 +227,7 @@ func TestCRIUserNamespaces(t *testing.T) {
 		supported = supported || h.GetFeatures().GetUserNamespaces()
 	}
 	if !supported {
-		t.Skip("the OCI runtime has no user namespaces for pods: runc before 1.2")
+		t.Fatal("the OCI runtime has no user namespaces for pods")
 	}
 	exec, remove := n.pod("app", ref, true, "redis-server", "--port", "7002")
 	defer remove()
