@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -131,25 +132,50 @@ func TestProxyDiesInMidStream(t *testing.T) {
 	}
 }
 
-// The cable is out for a while in the middle of the stream.
+// The cable is out in the middle of the stream: for a moment, for longer than anybody
+// waits for an answer, or on the way to the proxy for good, which nobody is told.
 func TestLinkIsCutInMidStream(t *testing.T) {
-	w, p, n := accelerated(t, slow)
-	ref := w.push("redis", "v1")
-	w.warm(p, ref)
-	n.pull(ref)
-	if err := w.Link.Cut(true); err != nil {
-		t.Fatal(err)
-	}
-	before := n.status1(ref)
-	select {
-	case <-time.After(2 * time.Second):
-	case <-t.Context().Done():
-	}
-	if err := w.Link.Cut(false); err != nil {
-		t.Fatal(err)
-	}
-	n.wait(ref)
-	if before.Complete {
-		t.Error("everything was there when the link was cut: the test shows nothing")
+	for name, cut := range map[string]time.Duration{"for a second": time.Second, "for a minute": time.Minute, "for good": 0} {
+		t.Run(name, func(t *testing.T) {
+			if testing.Short() && cut != time.Second {
+				t.Skip("long")
+			}
+			w := newWorld(t, slow)
+			p := w.proxyd()
+			n := w.node(sandbox.NodeConfig{Proxies: []string{p.Address}, Engine: "  stream_timeout = \"3s\"\n  header_timeout = \"3s\"\n"})
+			ref := w.push("redis", "v1")
+			w.ingest(p, ref)
+			w.dribble()
+			n.pull(ref)
+			n.readAll(ref, "reader")
+			if n.status1(ref).Complete {
+				t.Error("everything was there already: the test shows nothing")
+			}
+			if cut == 0 {
+				if err := p.Signal(syscall.SIGSTOP); err != nil {
+					t.Fatal(err)
+				}
+				defer p.Kill()
+			} else {
+				if err := w.Link.Cut(true); err != nil {
+					t.Fatal(err)
+				}
+				select {
+				case <-time.After(cut):
+				case <-t.Context().Done():
+				}
+				if err := w.Link.Cut(false); err != nil {
+					t.Fatal(err)
+				}
+			}
+			w.fast()
+			got := n.sum("reader")
+			n.wait(ref)
+			n.wrongObjects()
+			n.readAll(ref, "fresh")
+			if want := n.sum("fresh"); got != want {
+				t.Errorf("the container read %s, another one %s", got, want)
+			}
+		})
 	}
 }

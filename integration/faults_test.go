@@ -5,16 +5,20 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/starlight-delta/starlight/integration/internal/process"
 	"github.com/starlight-delta/starlight/integration/internal/registry"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
 	"github.com/starlight-delta/starlight/integration/internal/tools"
@@ -38,10 +42,10 @@ func (w *world) fast() {
 }
 
 // readAll starts a container that reads every file of its root and then waits.
-func (n *node) readAll(ref, id string) {
+func (n *node) readAll(ref, id string, flags ...string) {
 	n.t.Helper()
-	n.ctr("run", "-d", "--net-host", "--snapshotter", starlight, ref, id, "sh", "-c",
-		"find / -xdev -type f -print0 | sort -z | xargs -0 cat | sha256sum > /sum && mv /sum /done && exec sleep 3600")
+	n.ctr(append(append([]string{"run", "-d", "--net-host", "--snapshotter", starlight}, flags...), ref, id, "sh", "-c",
+		"find / -xdev -type f -print0 | sort -z | xargs -0 cat | sha256sum > /sum && mv /sum /done && exec sleep 3600")...)
 }
 
 // sum is what a container of readAll has read in the end.
@@ -108,6 +112,14 @@ func (n *node) wrongObjects() (all, wrong int) {
 		n.t.Fatal(err)
 	}
 	return all, wrong
+}
+
+// clean checks that ctr-starlight finds nothing wrong on the disk.
+func (n *node) clean() {
+	n.t.Helper()
+	if out, err := n.Ctr(n.t.Context(), "starlight", "fsck"); err != nil {
+		n.t.Fatalf("fsck: %v: %s", err, out)
+	}
 }
 
 // Whichever of its processes dies under a container that waits for bytes, it goes on
@@ -366,6 +378,7 @@ func TestPowerCut(t *testing.T) {
 		if all, wrong := n.wrongObjects(); all == 0 || wrong > 0 {
 			t.Fatalf("after a power cut at %v: %d of %d objects are wrong", after, wrong, all)
 		}
+		n.clean()
 		if s := n.status1(ref); !s.Complete {
 			t.Errorf("after a power cut at %v: what was complete is not: %+v", after, s)
 		}
@@ -379,6 +392,86 @@ func TestPowerCut(t *testing.T) {
 		if _, wrong := n.wrongObjects(); wrong > 0 {
 			t.Errorf("%d objects are wrong in the end", wrong)
 		}
+	}
+}
+
+// The machine is started again without a network: what is complete runs, what is not
+// goes on when the network is back, and nothing of the old mounts is in the way.
+func TestReboot(t *testing.T) {
+	w := newWorld(t, slow)
+	p := w.proxyd()
+	whole, part := w.push("tinyhttp", "v1"), w.push("redis", "v1")
+	w.ingest(p, whole, part)
+	disk, err := w.NewDisk("node", 1024)
+	if err != nil {
+		t.Skip("no file system to cut the power of:", err)
+	}
+	n := w.node(sandbox.NodeConfig{Proxies: []string{p.Address}})
+	ready := image(t, "tinyhttp", "v1").Ready
+	n.pull(whole)
+	n.wait(whole)
+	w.dribble()
+	n.pull(part)
+	run := t.TempDir()
+	n.readAll(part, "reader", "--runc-root", run)
+	if err := w.Link.Cut(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.PowerCut(disk); err != nil {
+		t.Fatal(err)
+	}
+	// What is below /run is gone after a reboot.
+	for _, dir := range []string{filepath.Join(run, "default"), filepath.Join(n.Dir, "state")} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.start()
+	n.runReady(whole, "offline", starlight, ready)
+	if s := n.status1(whole); !s.Complete {
+		t.Errorf("got %+v, want what was complete", s)
+	}
+	if s := n.status1(part); s.Complete {
+		t.Errorf("got %+v: the test shows nothing", s)
+	}
+	if err := w.Link.Cut(false); err != nil {
+		t.Fatal(err)
+	}
+	w.fast()
+	n.ctr("tasks", "start", "-d", "reader")
+	got := n.sum("reader")
+	n.wait(part)
+	n.clean()
+	n.readAll(part, "fresh")
+	if want := n.sum("fresh"); got != want {
+		t.Errorf("the container read %s, another one %s", got, want)
+	}
+	n.unmounted(whole, part)
+}
+
+// unmounted removes all containers and some images, after which nothing may be mounted
+// any more but the lazy file system.
+func (n *node) unmounted(refs ...string) {
+	n.t.Helper()
+	for id := range strings.FieldsSeq(n.ctr("containers", "ls", "-q")) {
+		if err := n.RemoveContainer(n.t.Context(), "default", id); err != nil {
+			n.t.Error(err)
+		}
+	}
+	for _, ref := range refs {
+		n.ctr("image", "rm", "--sync", ref)
+	}
+	mounts, err := n.Mounts()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	for _, m := range mounts {
+		if m != n.Dir && m != filepath.Join(n.Snapshotter(), "lazy") {
+			n.t.Errorf("%s is still mounted", m)
+		}
+	}
+	if strings.Contains(n.Log(), "device or resource busy") {
+		n.t.Error("something was busy when it was unmounted or removed")
 	}
 }
 
@@ -413,6 +506,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 			t.Fatalf("after kill %d: %d objects are wrong", i, wrong)
 		}
 		n.start()
+		n.clean()
 	}
 	w.fast()
 	n.pull(ref)
@@ -466,4 +560,42 @@ func TestDiskIsFull(t *testing.T) {
 	n.pull(small)
 	n.wait(small)
 	n.runReady(small, "app", starlight, image(t, "tinyhttp", "v1").Ready)
+}
+
+// A pull that the full disk has stopped goes on by itself when there is room.
+func TestDiskHasRoomAgain(t *testing.T) {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	ref := w.push("redis", "v1")
+	w.ingest(p, ref)
+	disk, err := w.NewDisk("node", 256)
+	if err != nil {
+		t.Skip("no file system to fill:", err)
+	}
+	n := w.node(sandbox.NodeConfig{Proxies: []string{p.Address}})
+	free, err := disk.Free()
+	if err != nil {
+		t.Fatal(err)
+	}
+	filler := filepath.Join(n.Dir, "filler")
+	if _, err := process.Run(nil, exec.CommandContext(t.Context(), "fallocate", "-l", strconv.FormatInt(free-40<<20, 10), filler)); err != nil {
+		t.Fatal(err)
+	}
+	w.dribble()
+	n.pull(ref)
+	w.fast()
+	eventually(t, time.Minute, func() error {
+		if s := n.status1(ref); !strings.Contains(s.Reason, "no space left") {
+			return fmt.Errorf("the status does not tell of the full disk: %+v", s)
+		}
+		return nil
+	})
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	n.wait(ref)
+	n.wrongObjects()
+	n.clean()
+	n.readAll(ref, "app")
+	n.sum("app")
 }
