@@ -44,7 +44,7 @@ func TestFailPoints(t *testing.T) {
 			}
 			name := step + "/" + map[bool]string{false: "kill", true: "power"}[cut]
 			t.Run(name, func(t *testing.T) {
-				l.node.t = t
+				l.t = t
 				env := []string{"STARLIGHT_FAILPOINT=" + step}
 				if cut {
 					env = append(env, "STARLIGHT_FAILPOINT_DISK="+l.Dir)

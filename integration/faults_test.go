@@ -166,6 +166,7 @@ func TestReaderOutlives(t *testing.T) {
 			if pids, err := n.LazyProcesses(); err != nil || len(pids) != 1 {
 				t.Errorf("processes of the lazy file system: %v, %v, want one", pids, err)
 			}
+			n.unmounted(ref)
 		})
 	}
 }
@@ -195,7 +196,10 @@ func TestBothProcessesDie(t *testing.T) {
 	n.pull(ref)
 	// It has opened some of its files in the lazy file system.
 	n.ctr("run", "-d", "--net-host", "--snapshotter", starlight, ref, "old", "sh", "-c", "touch /up; sleep 3600; true")
-	n.ctr("tasks", "exec", "--exec-id", "up", "old", "sh", "-c", "while ! [ -e /up ]; do sleep 0.1; done; sleep 0.5")
+	// What its processes have mapped there has to be in memory: for those files the
+	// kernel has no other place.
+	n.ctr("tasks", "exec", "--exec-id", "up", "old", "sh", "-c",
+		"while ! [ -e /up ]; do sleep 0.1; done; cat $(cat /proc/[0-9]*/maps | sed -n 's|.* /|/|p' | sort -u) >/dev/null")
 	w.dribble()
 	n.Kill()
 	n.killLazy()
@@ -212,6 +216,7 @@ func TestBothProcessesDie(t *testing.T) {
 	n.ctr("tasks", "kill", "-s", "SIGKILL", "old")
 	n.ctr("tasks", "rm", "-f", "old")
 	n.ctr("tasks", "start", "-d", "old")
+	n.unmounted(ref)
 }
 
 // An image of a private registry goes on after a restart, when nobody has given the
@@ -514,6 +519,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 	n.wrongObjects()
 	n.readAll(ref, "fresh")
 	n.sum("fresh")
+	n.unmounted(ref)
 }
 
 // The disk is full in the middle of a pull: the status says so, nothing is corrupt, and
