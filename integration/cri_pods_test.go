@@ -1,11 +1,14 @@
 package integration
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -152,8 +155,21 @@ func TestCRI(t *testing.T) {
 	pause, app := w.push("tinyhttp", "v1"), w.push("redis", "v1")
 	n := w.criNode("", pause, p.Address)
 	ctx := t.Context()
-	n.pullImage(pause)
+	w.ingest(p, app)
+	w.dribble()
 	id := n.pullImage(app)
+	// CRI looks at what snapshots take every ten seconds, while they arrive, too.
+	eventually(t, time.Minute, func() error {
+		if used, _ := n.usedBytes(); used == 0 {
+			return errors.New("CRI tells of no bytes")
+		}
+		return nil
+	})
+	if n.status1(app).Complete {
+		t.Error("everything was there already: the test shows less")
+	}
+	w.fast()
+	n.pullImage(pause)
 	for _, ref := range []string{pause, app} {
 		if s := n.status1(ref); s.Mode != "delta" || s.Namespace != "k8s.io" {
 			t.Errorf("got %+v, want a delta in k8s.io", s)
@@ -183,8 +199,18 @@ func TestCRI(t *testing.T) {
 	}
 	remove()
 
-	// What is on the disk is told, and given back.
-	before, mountpoint := n.usedBytes()
+	// What is on the disk is told, after a while, and given back.
+	told := func() {
+		t.Helper()
+		eventually(t, time.Minute, func() error {
+			if used, _ := n.usedBytes(); !within(int64(used), n.onDisk()) {
+				return fmt.Errorf("CRI tells of %d bytes, the disk has %d: more than 2 %% off", used, n.onDisk())
+			}
+			return nil
+		})
+	}
+	told()
+	_, mountpoint := n.usedBytes()
 	if want := filepath.Join(n.Root, "io.containerd.snapshotter.v1.starlight"); mountpoint != want {
 		t.Errorf("got mount point %s, want %s", mountpoint, want)
 	}
@@ -199,9 +225,15 @@ func TestCRI(t *testing.T) {
 	if err != nil || status.GetImage() != nil {
 		t.Errorf("after removal: %v, %v", status, err)
 	}
-	if size := image(t, "redis", "v1").Gzip; before < uint64(size) {
-		t.Errorf("got %d bytes used, want at least the %d of the compressed image", before, size)
+	if got, size := n.onDisk(), image(t, "redis", "v1").Gzip; got > size {
+		t.Errorf("got %d bytes on the disk after the removal, want less than the %d of the image", got, size)
 	}
+	eventually(t, time.Minute, func() error {
+		if used, _ := n.usedBytes(); int64(used) > n.onDisk() {
+			return fmt.Errorf("CRI tells of %d bytes after the removal, the disk has %d", used, n.onDisk())
+		}
+		return nil
+	})
 }
 
 // Pods with a user namespace see the files of a lazy image as their own.

@@ -27,11 +27,13 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay/overlayutils"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc/peer"
 
 	"github.com/starlight-delta/starlight/plugins/internal/engine"
 	"github.com/starlight-delta/starlight/plugins/internal/keylock"
@@ -183,7 +185,20 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (snapshots.Info, err
 	if err != nil {
 		return snapshots.Info{}, err
 	}
+	if chainOf(info) != "" && byCRI(ctx) {
+		info.Kind = snapshots.KindActive
+	}
 	return s.labelled(id, info), nil
+}
+
+// byCRI tells whether it is CRI that collects what snapshots take: the only one to ask for
+// its namespace from inside the process. CRI asks for the usage of a committed snapshot
+// once, and that of a lazy one changes, as its contents arrive and as others leave that
+// it shares them with. The usage of active ones is asked for each time.
+func byCRI(ctx context.Context) bool {
+	ns, _ := namespaces.Namespace(ctx)
+	_, remote := peer.FromContext(ctx)
+	return ns == "k8s.io" && !remote
 }
 
 // Update changes labels, but never those by which the snapshotter knows its own.
