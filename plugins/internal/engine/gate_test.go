@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"net/http"
@@ -71,4 +72,75 @@ func TestStalledStreamIsAskedForAgain(t *testing.T) {
 	pull(t, e, testRef)
 	wait(t, e, testRef)
 	check(t, e, img)
+}
+
+// Pulls that begin while the request of another is under way name it, and rest on it. If
+// that comes to nothing they ask again.
+func TestJointRequests(t *testing.T) {
+	for name, fails := range map[string]bool{"answered": false, "refused": true} {
+		t.Run(name, func(t *testing.T) {
+			p := newFakeProxy(t)
+			shared := manyFiles(1, 50)
+			a, b := newTestImage(t, shared, files{"own": "a"}), newTestImage(t, shared, files{"own": "b"})
+			p.add("registry.test/a:1", a)
+			p.add("registry.test/b:1", b)
+			held, second := make(chan struct{}), make(chan struct{})
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != wire.RouteDelta {
+					p.ServeHTTP(w, r)
+					return
+				}
+				body, err := io.ReadAll(r.Body)
+				if err != nil {
+					return
+				}
+				var req wire.DeltaRequest
+				if err := wire.DecodeRequest(bytes.NewReader(body), r.Header.Get("Content-Encoding"), &req); err != nil {
+					t.Error(err)
+				}
+				r.Body = io.NopCloser(bytes.NewReader(body))
+				switch req.Ref {
+				case "registry.test/a:1":
+					close(held)
+					<-second // its answer waits for the other request
+					if fails {
+						p.mu.Lock()
+						p.named[req.Request] = a // was planned, but does not get through
+						p.came.Broadcast()
+						p.mu.Unlock()
+						panic(http.ErrAbortHandler)
+					}
+				case "registry.test/b:1":
+					if len(req.After) == 1 {
+						close(second)
+					}
+				}
+				p.ServeHTTP(w, r)
+			}))
+			t.Cleanup(front.Close)
+			e := openConfig(t, Config{Root: t.TempDir(), HeaderTimeout: time.Hour, Proxies: []Proxy{{Address: front.URL, Registries: []string{"*"}}}})
+			ended := make(chan error, 1)
+			go func() {
+				got, err := e.testPull(t.Context(), "registry.test/a:1")
+				if err == nil {
+					got.Release()
+				}
+				ended <- err
+			}()
+			<-held
+			pull(t, e, "registry.test/b:1")
+			if err := <-ended; (err != nil) != fails {
+				t.Errorf("the first pull: %v", err)
+			}
+			wait(t, e, "registry.test/b:1")
+			check(t, e, b)
+			if !fails {
+				wait(t, e, "registry.test/a:1")
+				check(t, e, a)
+				if _, most := p.counts(); most != 1 {
+					t.Errorf("an object was sent %d times", most)
+				}
+			}
+		})
+	}
 }

@@ -190,7 +190,7 @@ func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, pr
 // header makes one request and reads its answer to the end of the header, behind
 // the gate, except while the proxyd tells that it is still working, or is silent.
 func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, forget bool, progress func(wire.Progress), admit func(*delta.Metadata) error) (_ *delta.Metadata, err error) {
-	g, err := e.enter(ctx)
+	g, err := e.gate.enter(ctx, s.proxy)
 	if err != nil {
 		return nil, err
 	}
@@ -217,6 +217,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 		req.Have = e.inventory()
 	}
 	req.Partial = e.partials()
+	req.Request, req.After = g.name, g.after()
 	ctx, span := startSpan(ctx, "request", req.Ref, s.proxy)
 	defer func() {
 		span.SetStatus(err)
@@ -226,8 +227,15 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if s.bundle, err = s.proxy.client.Delta(sctx, req); err != nil { //nolint:contextcheck // the stream outlives ctx
 		return nil, err
 	}
+	// What others get may be left out, and what they were given need not be sent again.
+	if err := g.first(ctx); err != nil {
+		return nil, err
+	}
+	if len(g.ahead) > 0 {
+		req.Have = e.since(req.Have)
+	}
 	_, headerSpan := startSpan(ctx, "header", req.Ref, s.proxy)
-	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.tocDigest, Encoded: e.baseTOC}, func(p wire.Progress) {
+	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.tocDigest, Encoded: e.baseTOC, Rests: g.rests}, func(p wire.Progress) {
 		g.leave()
 		if progress != nil {
 			progress(p)
@@ -252,6 +260,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if err := admit(m); err != nil {
 		return nil, err
 	}
+	g.admit()
 	e.pin(s)
 	if !stop() { // ctx ended, and with it sctx
 		s.unpin()
@@ -272,6 +281,22 @@ func (e *Engine) inventory() []wire.Have {
 		}
 		missing, coming := e.lacks(l)
 		have = append(have, wire.Have{DiffID: l.diffID, Missing: missing, Coming: coming})
+	}
+	return have
+}
+
+// since adds to what a request said to have the layers that have become known.
+func (e *Engine) since(have []wire.Have) []wire.Have {
+	said := make(map[toc.Digest]bool, len(have))
+	for _, h := range have {
+		said[h.DiffID] = true
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for d := range e.layers {
+		if !said[d] {
+			have = append(have, wire.Have{DiffID: d})
+		}
 	}
 	return have
 }

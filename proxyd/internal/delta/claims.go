@@ -8,6 +8,7 @@ import "sync"
 type Claims struct {
 	img     *Image
 	planned pieces // of the plan
+	hot     pieces // of these, what a start is expected to read
 	claimed pieces
 
 	wake chan struct{} // something has become urgent
@@ -20,13 +21,41 @@ type Claims struct {
 // NewClaims returns the Claims of a plan's stream. What is not in the plan cannot
 // be claimed, because the worker has it or does not need it.
 func NewClaims(img *Image, p *Plan) *Claims {
-	c := &Claims{img: img, wake: make(chan struct{}, 1), planned: newPieces(img), claimed: newPieces(img)}
-	for _, it := range p.Items {
+	c := &Claims{img: img, wake: make(chan struct{}, 1), planned: newPieces(img), hot: newPieces(img), claimed: newPieces(img)}
+	for n, it := range p.Items {
 		for i := range it.Pieces {
 			c.planned.set(it.Object, int(it.First+i))
+			if n < p.Hot {
+				c.hot.set(it.Object, int(it.First+i))
+			}
 		}
 	}
 	return c
+}
+
+// Planned tells whether the stream was to bring an object, or what is missing of it.
+func (c *Claims) Planned(object uint32) bool {
+	for i := range c.img.Objects[object].NumPieces() {
+		if c.planned.has(object, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// Take claims a whole object for another stream to the same worker, if nothing of it
+// was sent or is about to be. What the stream may be in the midst of comes twice.
+func (c *Claims) Take(object uint32) bool {
+	n := c.img.Objects[object].NumPieces()
+	for i := range n {
+		if !c.open(object, i) || c.hot.has(object, i) {
+			return false
+		}
+	}
+	for i := range n {
+		c.claimed.set(object, i)
+	}
+	return true
 }
 
 // Claim tells whether the caller is the first to claim the piece, and so is the

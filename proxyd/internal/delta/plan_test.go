@@ -122,7 +122,7 @@ func TestMakeFollowsTheOrder(t *testing.T) {
 	}
 	f := newFixture(t, l)
 	have := []Inventory{{TOC: f.tocs[0], Missing: []byte{0b110111}}} // has 3
-	got := Make(f.img, have, Order{whole(5, 99, 3, 5, 1<<32-1, 0), 3})
+	got := Make(f.img, have, Order{Items: whole(5, 99, 3, 5, 1<<32-1, 0), Hot: 3})
 	if d := cmp.Diff(whole(5, 0, 1, 2, 4), got.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
 	}
@@ -134,9 +134,9 @@ func TestMakeFollowsTheOrder(t *testing.T) {
 func TestMakeCutsObjects(t *testing.T) {
 	f := textFixture(t, 1, 1000, 9*toc.PieceSize+1)
 	run := func(object, first, pieces uint32) Item { return Item{Object: object, First: first, Pieces: pieces} }
-	got := Make(f.img, nil, Order{[]Item{
+	got := Make(f.img, nil, Order{Items: []Item{
 		run(1, 8, 1), run(1, 4, 2), run(1, 3, 3), run(0, 1, 0), run(0, 0, 7), run(1, 9, 1<<31), run(1, 10, 0),
-	}, 2})
+	}, Hot: 2})
 	want := []Item{run(1, 8, 1), run(1, 4, 2), run(1, 3, 1), run(0, 0, 1), run(1, 9, 1), run(1, 0, 3), run(1, 6, 2)}
 	if d := cmp.Diff(want, got.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
@@ -160,7 +160,7 @@ func TestMakeLeavesHiddenObjectsOut(t *testing.T) {
 	upper.file(t, ".wh.c", nil)
 	upper.file(t, "d", []byte("moved"))
 	f := newFixture(t, lower, upper)
-	p := Make(f.img, nil, Order{whole(0, 1, 2, 3), 0})
+	p := Make(f.img, nil, Order{Items: whole(0, 1, 2, 3), Hot: 0})
 	if d := cmp.Diff(whole(2, 3), p.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
 	}
@@ -208,7 +208,7 @@ func TestMakeGolden(t *testing.T) {
 	f := newFixture(t, lower, upper)
 	sh, _ := f.img.Index(sha256.Sum256([]byte("bin/sh")))
 	index, _ := f.img.Index(sha256.Sum256([]byte("app/index.js")))
-	p := Make(f.img, nil, Order{whole(index, sh), 1})
+	p := Make(f.img, nil, Order{Items: whole(index, sh), Hot: 1})
 	names := map[toc.Digest]string{}
 	_ = f.tree.Walk(func(path string, n *toc.Node) error {
 		names[n.Object] += " " + path

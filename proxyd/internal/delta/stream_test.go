@@ -375,7 +375,10 @@ func TestPause(t *testing.T) {
 	out := bundle(t, func(bw *wire.Writer) error {
 		return Stream(t.Context(), bw, f.img, p, f.packs, Steer{
 			Skip: c.Skip, Urgent: c.Urgent,
-			Pause: func() func(context.Context) {
+			Pause: func(item, _ int) func(context.Context) {
+				if item < p.Hot {
+					return nil
+				}
 				if paused++; paused > 1 {
 					return nil
 				}

@@ -1,0 +1,159 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/delta"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+const (
+	// arrival is how long a request waits for one that its worker made before it: on
+	// another connection that may come later, or at another proxyd.
+	arrival = 500 * time.Millisecond
+	// planning is how long a request waits for the plan of another.
+	planning = 5 * time.Second
+	// remembered is how long a request is known: longer than a worker waits for a header
+	// that is on its way to it.
+	remembered = 3 * time.Second
+)
+
+// joint knows the requests that workers make at once, each under the names of worker
+// and request, so that they get one plan.
+type joint struct {
+	mu sync.Mutex
+	m  map[[2]string]*asked // guarded by mu
+}
+
+// asked is a request, which may be known before it comes because another named it.
+type asked struct {
+	came, planned chan struct{} // closed when it is there, and when stream is known
+	once          sync.Once
+	stream        *stream // nil: it brings nothing
+}
+
+func (j *joint) get(worker, request string) *asked {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	key := [2]string{worker, request}
+	a := j.m[key]
+	if a == nil {
+		a = &asked{came: make(chan struct{}), planned: make(chan struct{})}
+		if j.m == nil {
+			j.m = map[[2]string]*asked{}
+		}
+		j.m[key] = a
+	}
+	return a
+}
+
+func (j *joint) drop(worker, request string) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.m, [2]string{worker, request})
+}
+
+// arrive notes that a request is there. The caller calls settle once it is planned, or
+// with nil when it will not be; the first call counts. A request without a name is
+// known to nobody.
+func (j *joint) arrive(worker, request string) (settle func(*stream)) {
+	if worker == "" || request == "" {
+		return func(*stream) {}
+	}
+	a := j.get(worker, request)
+	select {
+	case <-a.came: // a name that was used before
+		return func(*stream) {}
+	default:
+		close(a.came)
+	}
+	return func(st *stream) {
+		a.once.Do(func() {
+			a.stream = st
+			close(a.planned)
+			time.AfterFunc(remembered, func() { j.drop(worker, request) })
+		})
+	}
+}
+
+// before waits for the plans of other requests of a worker, and returns the streams of
+// those that have one, with their names.
+func (j *joint) before(ctx context.Context, worker string, names []string) (streams []*stream, rest []string, err error) {
+	if worker == "" || len(names) == 0 {
+		return nil, nil, nil
+	}
+	late := time.NewTimer(arrival)
+	defer late.Stop()
+	ctx, cancel := context.WithTimeout(ctx, planning)
+	defer cancel()
+	for _, name := range names {
+		a := j.get(worker, name)
+		select {
+		case <-a.came:
+		case <-late.C:
+			late.Reset(0) // nobody else is waited for
+			j.drop(worker, name)
+			continue
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+		select {
+		case <-a.planned:
+		case <-ctx.Done():
+			return nil, nil, busy("another request of this worker is still being planned")
+		}
+		if a.stream != nil {
+			streams, rest = append(streams, a.stream), append(rest, name)
+		}
+	}
+	return streams, rest, nil
+}
+
+// planned is what streams bring of an image.
+func planned(im *image, before []*stream) []delta.Inventory {
+	var out []delta.Inventory
+	for _, st := range before {
+		t := &toc.TOC{}
+		for id := range st.img.delta.Objects {
+			if d := st.img.delta.Objects[id].Digest; st.claims.Planned(uint32(id)) {
+				if _, ok := im.delta.Index(d); ok {
+					t.Objects = append(t.Objects, toc.Object{Digest: d})
+				}
+			}
+		}
+		out = append(out, delta.Inventory{TOC: t})
+	}
+	return out
+}
+
+// take claims what an image is expected to read, and other streams to the worker bring
+// later than what they are expected to: they would make its start wait for all of theirs.
+func (s *streams) take(im *image, worker string, order delta.Order) []uint32 {
+	if worker == "" {
+		return nil
+	}
+	s.mu.Lock()
+	var others []*stream
+	for _, st := range s.m {
+		if st.worker == worker {
+			others = append(others, st)
+		}
+	}
+	s.mu.Unlock()
+	var taken []uint32
+	for _, st := range others {
+		for _, it := range order.Items[:order.Hot] {
+			if !im.delta.Needed(it.Object) {
+				continue
+			}
+			if id, ok := st.img.delta.Index(im.delta.Objects[it.Object].Digest); ok && st.claims.Take(id) {
+				taken = append(taken, it.Object)
+			}
+		}
+	}
+	slices.Sort(taken)
+	return slices.Compact(taken)
+}
