@@ -3,9 +3,12 @@ package engine
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -143,4 +146,66 @@ func TestJointRequests(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What another stream takes over is not asked for again when the first one ends without
+// it, and readers ask the one that will bring it.
+func TestTakenObjects(t *testing.T) {
+	p := newFakeProxy(t)
+	late := random(7, 1000)
+	a, b := newTestImage(t, files{"a": "1", "late": late}), newTestImage(t, files{"late": late})
+	p.add("registry.test/a:1", a)
+	p.add("registry.test/b:1", b)
+	p.taken = map[string][]uint32{"registry.test/b:1": {0}}
+	held, pulled, goon := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	var first atomic.Pointer[http.Request]
+	p.set(func(r *http.Request, o toc.Object, c []byte) ([]byte, error) {
+		if first.CompareAndSwap(nil, r) {
+			close(held)
+			<-pulled
+		}
+		if o.Digest != sha256.Sum256([]byte(late)) {
+			return c, nil
+		}
+		if first.Load() == r {
+			return nil, nil // it goes with the other stream
+		}
+		<-goon
+		return c, nil
+	})
+	e := openEngine(t, t.TempDir(), p)
+	pull(t, e, "registry.test/a:1")
+	<-held
+	pull(t, e, "registry.test/b:1")
+	close(pulled)
+	e.mu.Lock()
+	img := e.images[a.digest()]
+	e.mu.Unlock()
+	for main := img.mainStream(e); main != nil; main = img.mainStream(e) { // until the first stream has ended
+		runtime.Gosched()
+	}
+	close(goon)
+	wait(t, e, "registry.test/a:1")
+	wait(t, e, "registry.test/b:1")
+	check(t, e, a)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.asked) != 2 {
+		t.Errorf("%d requests, want one for each image", len(p.asked))
+	}
+	p.taken = map[string][]uint32{"registry.test/c:1": {1}}
+	c := newTestImage(t, files{"c": "1"})
+	p.images["registry.test/c:1"] = c
+	p.mu.Unlock()
+	_, err := e.testPull(t.Context(), "registry.test/c:1")
+	p.mu.Lock()
+	if !errors.Is(err, toc.ErrInvalid) {
+		t.Errorf("an object that does not exist is taken: %v", err)
+	}
+}
+
+func (i *image) mainStream(e *Engine) *stream {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return i.main
 }

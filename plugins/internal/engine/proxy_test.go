@@ -106,6 +106,8 @@ type fakeProxy struct {
 	asked   []wire.DeltaRequest
 	planned []wire.PlanRequest
 	refuse  *wire.Error
+	// taken are objects that bundles of an image bring whatever is said to be coming.
+	taken map[string][]uint32 // by reference
 	// named are the images of requests with a name; came is told of new ones.
 	named map[string]*testImage
 	came  *sync.Cond
@@ -227,6 +229,9 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 		had[part.Object] = part.Pieces
 	}
 	has := p.before(req, &h)
+	p.mu.Lock()
+	h.Taken = p.taken[req.Ref]
+	p.mu.Unlock()
 	given := map[toc.Digest]bool{}
 	for _, name := range h.After {
 		for _, l := range p.image(name).layers {
@@ -267,6 +272,11 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 		return
 	}
 	w.(http.Flusher).Flush()
+	for _, i := range h.Taken {
+		if list := toc.ObjectList(img.layers...); int(i) < len(list) {
+			has[list[i].Digest] = false
+		}
+	}
 	tree, err := toc.Merge(img.layers...)
 	if err != nil {
 		return

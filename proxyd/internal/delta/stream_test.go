@@ -112,7 +112,7 @@ func TestStreamDoesNotHoldBack(t *testing.T) {
 	f := textFixture(t, 10, 1000, 2*SmallObject)
 	large := uint32(10)
 	w := newWorker()
-	b := stream(t, f, Make(f.img, nil, Order{whole(3, large, 5), 0}), nil)
+	b := stream(t, f, Make(f.img, nil, Order{Items: whole(3, large, 5), Hot: 0}), nil)
 	if err := w.receive(f.img.Objects, b); err != nil {
 		t.Fatal(err)
 	}
