@@ -31,6 +31,9 @@ type PullRequest struct {
 	// Unnamed: Ref is not the image's name, which only the client knows. See Name.
 	Unnamed  bool
 	Platform ocispec.Platform // wanted
+	// Also: the image is pulled for another platform, too, which is meant where Ref is
+	// asked for without one.
+	Also bool
 	// Credentials, if not nil, gives those of the client for the host of Ref.
 	Credentials func(ctx context.Context, host string) (*wire.Credentials, error)
 	// Registry, if not nil, fetches from the registry as the client would: the
@@ -120,7 +123,10 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 			p.documents[d.Digest] = d.Bytes
 		}
 	}
-	key := refKey{r.Namespace, r.Ref}
+	key := refKey{namespace: r.Namespace, ref: r.Ref}
+	if r.Also {
+		key.platform = platforms.Format(r.Platform)
+	}
 	rec := refRecord{
 		Target: p.Target.Digest, Manifest: s.img.digest, Proxy: s.proxy.Address, Pulled: start,
 		WireBytes: s.header, RoundTrips: s.turns, Ready: time.Since(start), Unnamed: r.Unnamed,
@@ -391,7 +397,7 @@ func (e *Engine) Plain(namespace, name string, why error) {
 	if why != nil {
 		rec.Reason = why.Error()
 	}
-	e.plain(refKey{namespace, name}, rec)
+	e.plain(refKey{namespace: namespace, ref: name}, rec)
 }
 
 func (e *Engine) plain(key refKey, rec refRecord) {

@@ -29,7 +29,7 @@ type stream struct {
 	claims *delta.Claims
 	failed atomic.Bool // an answer broke off that had claimed objects
 
-	worker string       // that it goes to, or ""
+	worker string // that it goes to, or ""
 	plan   *delta.Plan
 	hot    atomic.Bool  // it still sends what a start is expected to read
 	moved  atomic.Int64 // when it last went on, Unix nanoseconds
