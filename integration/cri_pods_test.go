@@ -3,6 +3,7 @@ package integration
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -80,6 +81,12 @@ func (n *criNode) pullImage(ref string) string {
 // pod runs a pod, and one container in it, and returns how to run commands there.
 func (n *criNode) pod(name, ref string, userns bool, argv ...string) (exec func(argv ...string) string, remove func()) {
 	n.t.Helper()
+	return n.labelled(name, ref, nil, userns, argv...)
+}
+
+// labelled is pod with labels of the pod.
+func (n *criNode) labelled(name, ref string, labels map[string]string, userns bool, argv ...string) (exec func(argv ...string) string, remove func()) {
+	n.t.Helper()
 	ctx := n.t.Context()
 	ns := &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER}
 	if userns {
@@ -89,6 +96,7 @@ func (n *criNode) pod(name, ref string, userns bool, argv ...string) (exec func(
 	pod := &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
 		LogDirectory: n.logs,
+		Labels:       labels,
 		Linux: &runtime.LinuxPodSandboxConfig{
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: ns},
 		},
@@ -259,4 +267,29 @@ func TestCRIWithLegacyKeys(t *testing.T) {
 			n.wait(ref)
 		})
 	}
+}
+
+// A label in the template of a pod has its containers traced, and nothing else.
+func TestCRIPodLabelTracesItsContainers(t *testing.T) {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	pause, app := w.push("tinyhttp", "v1"), w.push("redis", "v1")
+	n := w.criNode("", pause, p.Address)
+	n.pullImage(pause)
+	n.pullImage(app)
+	n.wait(app)
+	exec, remove := n.labelled("traced", app, map[string]string{"starlight.containerd.io/optimizer": "web"}, false, "redis-server", "--port", "7003")
+	if out := exec("redis-server", "--version"); !strings.Contains(out, "Redis server") {
+		t.Errorf("got %q", out)
+	}
+	exec("sh", "-c", "echo written > /etc/new && cat /etc/passwd /etc/new")
+	_, removeOther := n.pod("other", app, false, "redis-server", "--port", "7004")
+	n.ctr("starlight", "optimizer", "off") // ends the traces under way
+	all := n.traces("")
+	all = slices.DeleteFunc(all, func(tr traced) bool { return tr.Partial })
+	if len(all) != 1 || all[0].Group != "web" || all[0].Objects < 5 || !strings.HasPrefix(all[0].Image, strings.TrimSuffix(app, ":v1")) {
+		t.Errorf("got traces %+v, want one of the labelled pod's container", all)
+	}
+	remove()
+	removeOther()
 }

@@ -38,6 +38,9 @@ const (
 	// LabelOptimizer on the snapshot of a container says whether its start is
 	// traced: "true", "false", or the name of the group that it belongs to.
 	LabelOptimizer = "containerd.io/snapshot/starlight.optimizer"
+
+	// LabelPodOptimizer is the same as a label of a pod, for all of its containers.
+	LabelPodOptimizer = "starlight.containerd.io/optimizer"
 )
 
 // Exports of the engine plugin, for the plugins that build on it. They are set

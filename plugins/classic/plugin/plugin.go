@@ -69,6 +69,7 @@ func initialize(ic *plugin.InitContext) (any, error) {
 	})
 	store.SetPuller(p)
 	snapshotter.SetPuller(p)
+	snapshotter.SetContainers(pods{metadata.NewContainerStore(db), metadata.NewSandboxStore(db)})
 	return p, nil
 }
 
