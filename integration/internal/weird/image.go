@@ -34,7 +34,7 @@ type Image struct {
 	shape  shape
 	layers []func(*layer)
 	others map[string][]func(*layer) // of other architectures: the tag names an index
-	comp   func(i int) compression // nil: gzip
+	comp   func(i int) compression   // nil: gzip
 }
 
 // Write writes the image as an OCI image layout to dir.
