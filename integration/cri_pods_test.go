@@ -269,8 +269,9 @@ func TestCRIWithLegacyKeys(t *testing.T) {
 	}
 }
 
-// A label in the template of a pod has its containers traced, and nothing else.
-func TestCRIPodLabelTracesItsContainers(t *testing.T) {
+// A label in the template of a pod, or of an image, has its containers traced, and
+// nothing else.
+func TestCRILabelsTraceContainers(t *testing.T) {
 	w := newWorld(t, lan)
 	p := w.proxyd()
 	pause, app := w.push("tinyhttp", "v1"), w.push("redis", "v1")
@@ -284,12 +285,23 @@ func TestCRIPodLabelTracesItsContainers(t *testing.T) {
 	}
 	exec("sh", "-c", "echo written > /etc/new && cat /etc/passwd /etc/new")
 	_, removeOther := n.pod("other", app, false, "redis-server", "--port", "7004")
+	n.ctr("-n", "k8s.io", "image", "label", app, "starlight.containerd.io/optimizer=shop")
+	_, removeThird := n.pod("third", app, false, "redis-server", "--port", "7005")
 	n.ctr("starlight", "optimizer", "off") // ends the traces under way
-	all := n.traces("")
-	all = slices.DeleteFunc(all, func(tr traced) bool { return tr.Partial })
-	if len(all) != 1 || all[0].Group != "web" || all[0].Objects < 5 || !strings.HasPrefix(all[0].Image, strings.TrimSuffix(app, ":v1")) {
-		t.Errorf("got traces %+v, want one of the labelled pod's container", all)
+	var groups []string
+	for _, tr := range n.traces("") {
+		if tr.Partial {
+			continue
+		}
+		groups = append(groups, tr.Group)
+		if tr.Objects < 5 || !strings.HasPrefix(tr.Image, strings.TrimSuffix(app, ":v1")) {
+			t.Errorf("got trace %+v, want one of what Redis reads", tr)
+		}
 	}
-	remove()
-	removeOther()
+	if slices.Sort(groups); !slices.Equal(groups, []string{"shop", "web"}) {
+		t.Errorf("got traces of the groups %q, want one by the label of the pod, and one by that of the image", groups)
+	}
+	for _, f := range []func(){remove, removeOther, removeThird} {
+		f()
+	}
 }

@@ -72,7 +72,7 @@ func (w *world) deploy(name string, p *sandbox.Proxyd, apps ...app) deployed {
 // slowest of them would be alone, not one after the other.
 func TestImagesPulledTogetherAreReadyTogether(t *testing.T) {
 	w := newWorld(t, lan)
-	p := w.proxyd()
+	p := w.sameBytes()
 	var apps []app
 	for _, name := range []string{"redis", "tinyhttp", "express"}[:pick(testing.Short(), 2, 3)] {
 		apps = append(apps, app{w.push(name, "v1"), image(t, name, "v1").Ready})
@@ -201,6 +201,17 @@ func TestPlatformsShareContents(t *testing.T) {
 	if again := n.status(ref); len(again) != 2 {
 		t.Errorf("after a restart got %+v", again)
 	}
+}
+
+// sameBytes starts a proxyd that sends the same bytes for a content each time: nothing
+// is compressed better meanwhile.
+func (w *world) sameBytes() *sandbox.Proxyd {
+	w.t.Helper()
+	conf := filepath.Join(w.Dir, "proxyd.toml")
+	if err := os.WriteFile(conf, []byte("precompress = false\n"), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	return w.proxyd("--config", conf)
 }
 
 // pushWeird pushes a hand-made image.

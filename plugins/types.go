@@ -39,8 +39,9 @@ const (
 	// traced: "true", "false", or the name of the group that it belongs to.
 	LabelOptimizer = "containerd.io/snapshot/starlight.optimizer"
 
-	// LabelPodOptimizer is the same as a label of a pod, for all of its containers.
-	LabelPodOptimizer = "starlight.containerd.io/optimizer"
+	// LabelOptimizerOf is the same as a label of a pod, or of an image in containerd's
+	// image store, for all of its containers. The pod's counts more.
+	LabelOptimizerOf = "starlight.containerd.io/optimizer"
 )
 
 // Exports of the engine plugin, for the plugins that build on it. They are set

@@ -65,8 +65,8 @@ type Puller interface {
 
 // Containers knows the containers that snapshots belong to.
 type Containers interface {
-	// Optimizer is what the pod of a container says about tracing it, as the value of
-	// plugins.LabelOptimizer; "" if there is no such container, or none yet.
+	// Optimizer is what the pod or the image of a container says about tracing it, as the
+	// value of plugins.LabelOptimizer; "" if there is no such container, or none yet.
 	Optimizer(ctx context.Context, id string) string
 }
 
@@ -93,7 +93,7 @@ type Snapshotter struct {
 	containers atomic.Pointer[Containers]
 
 	merging keylock.Locker // of snapshots/N/merged, by N
-	traced  sync.Map       // N → struct{}: its container is traced, or its pod was heeded
+	traced  sync.Map       // N → struct{}: its container is traced, or its labels were heeded
 	broken  sync.Map       // N → struct{}: its overlay rests on a lazy file system that has died
 
 	// sweeping is held for reading while a lazy chain becomes a snapshot, and for

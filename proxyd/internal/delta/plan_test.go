@@ -346,3 +346,17 @@ func TestPlanLeavesOutPieces(t *testing.T) {
 		t.Error("no image had a large object")
 	}
 }
+
+// TestTimes: each hot item of a plan has the time of the item of the order that it is of.
+func TestTimes(t *testing.T) {
+	l := newLayer()
+	for i := range 6 {
+		l.file(t, fmt.Sprintf("f%d", i), fmt.Append(nil, "contents", i))
+	}
+	f := newFixture(t, l)
+	have := []Inventory{{TOC: f.tocs[0], Missing: []byte{0b110111}}} // has 3
+	got := Make(f.img, have, Order{Items: whole(5, 3, 99, 5, 0, 1), Hot: 5, Group: "g", Times: []uint32{10, 20, 30, 40, 50}})
+	if got.Group != "g" || got.Hot != 2 || fmt.Sprint(got.Times) != "[10 50]" {
+		t.Errorf("got group %q, %d hot, times %v, want g, 2, [10 50]", got.Group, got.Hot, got.Times)
+	}
+}
