@@ -50,10 +50,13 @@ func (j *joint) get(worker, request string) *asked {
 	return a
 }
 
-func (j *joint) drop(worker, request string) {
+// drop forgets a request, if that is still the one known by the name.
+func (j *joint) drop(worker, request string, a *asked) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	delete(j.m, [2]string{worker, request})
+	if key := [2]string{worker, request}; j.m[key] == a {
+		delete(j.m, key)
+	}
 }
 
 // arrive notes that a request is there. The caller calls settle once it is planned, or
@@ -74,7 +77,7 @@ func (j *joint) arrive(worker, request string) (settle func(*stream)) {
 		a.once.Do(func() {
 			a.stream = st
 			close(a.planned)
-			time.AfterFunc(remembered, func() { j.drop(worker, request) })
+			time.AfterFunc(remembered, func() { j.drop(worker, request, a) })
 		})
 	}
 }
@@ -91,14 +94,12 @@ func (j *joint) before(ctx context.Context, worker string, names []string) (stre
 	defer cancel()
 	for _, name := range names {
 		a := j.get(worker, name)
-		select {
-		case <-a.came:
-		case <-late.C:
-			late.Reset(0) // nobody else is waited for
-			j.drop(worker, name)
+		if !a.await(ctx, late) {
+			j.drop(worker, name, a)
+			if ctx.Err() != nil {
+				return nil, nil, ctx.Err()
+			}
 			continue
-		case <-ctx.Done():
-			return nil, nil, ctx.Err()
 		}
 		select {
 		case <-a.planned:
@@ -110,6 +111,23 @@ func (j *joint) before(ctx context.Context, worker string, names []string) (stre
 		}
 	}
 	return streams, rest, nil
+}
+
+// await waits until the request is there, or it is too late for all of them.
+func (a *asked) await(ctx context.Context, late *time.Timer) bool {
+	select {
+	case <-a.came:
+		return true
+	default:
+	}
+	select {
+	case <-a.came:
+		return true
+	case <-late.C:
+		late.Reset(0) // for the others
+	case <-ctx.Done():
+	}
+	return false
 }
 
 // planned is what streams bring of an image.

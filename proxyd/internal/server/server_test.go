@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
@@ -235,6 +236,52 @@ func TestTurns(t *testing.T) {
 	if got := s.open("r", "a", img, &delta.Plan{Hot: 1}).sent.Load(); got != 9*lead {
 		t.Errorf("begins at %d", got)
 	}
+}
+
+// TestJointForgets: what was named and never came, and what was planned long ago, is not
+// kept.
+func TestJointForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j joint
+		known := func() int {
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			return len(j.m)
+		}
+		st := &stream{}
+		settle := j.arrive("w", "a")
+		go func() {
+			time.Sleep(time.Second)
+			settle(st)
+			settle(nil) // counts no more
+		}()
+		began := time.Now()
+		streams, rest, err := j.before(t.Context(), "w", []string{"never", "a", "nor this"})
+		if err != nil || len(streams) != 1 || streams[0] != st || !slices.Equal(rest, []string{"a"}) {
+			t.Errorf("got %v, %v, %v, want the stream of a", streams, rest, err)
+		}
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("took %v, want until the other was planned", took)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, _, err := j.before(ctx, "w", []string{"gone"}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		if _, _, err := j.before(t.Context(), "", []string{"a"}); err != nil || known() != 1 {
+			t.Errorf("%v; %d are known, want one", err, known())
+		}
+		j.arrive("w", "") // nobody can name it
+		time.Sleep(remembered)
+		synctest.Wait()
+		if n := known(); n != 0 {
+			t.Errorf("%d are known at the end", n)
+		}
+		j.arrive("w", "busy")
+		if _, _, err := j.before(t.Context(), "w", []string{"busy"}); wireError(err).Code != wire.CodeBusy {
+			t.Errorf("got %v for one that is never planned", err)
+		}
+	})
 }
 
 func emptyImage(t *testing.T) *delta.Image {
