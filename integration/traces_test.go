@@ -181,12 +181,13 @@ func TestRangesThatWereWaitedForComeFirst(t *testing.T) {
 		t.Helper()
 		f, err := os.Open(filepath.Join(dir, name))
 		if err != nil {
-			t.Fatal(err)
+			t.Error(err)
+			return
 		}
 		defer f.Close()
 		b := make([]byte, 4096)
 		if _, err := f.ReadAt(b, wanted*piece+1000); err != nil || string(b) != big[name][wanted*piece+1000:][:len(b)] {
-			t.Fatalf("wrong bytes, or %v", err)
+			t.Errorf("wrong bytes, or %v", err)
 		}
 	}
 	first := w.node(sandbox.NodeConfig{Name: "first", Proxies: []string{p.Address}})
@@ -227,12 +228,22 @@ func TestRangesThatWereWaitedForComeFirst(t *testing.T) {
 	if err := w.Link.Set(cut); err != nil {
 		t.Fatal(err)
 	}
-	read(dir)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		read(dir)
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("what was waited for has not come first")
+	}
 	if s := second.status1(ref); s.Complete || s.Percent > 80 {
 		t.Errorf("got %+v, want most of it on the way", s)
 	}
 	if err := w.Link.Set(lan); err != nil {
 		t.Fatal(err)
 	}
+	<-done
 	second.wait(ref)
 }

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -137,4 +138,35 @@ func someLarge(n int) map[string][]byte {
 		out[string(rune('a'+i))] = b
 	}
 	return out
+}
+
+// Images that were traced as one group have one order: what one of them reads late waits
+// for what another reads early, unless that is stuck.
+func TestGroupIsSentByItsTimes(t *testing.T) {
+	reg := startRegistry(t, false)
+	p := startProxyd(t, "precompress = false\n", "--registry", reg.host)
+	a := reg.push(t, "group/a", "1", someLarge(24))
+	b := reg.push(t, "group/b", "1", map[string][]byte{"late": []byte("what b reads in the end")})
+	for img, at := range map[*testImage]uint32{a: 10, b: 60_000} {
+		got := p.pull(t, wire.DeltaRequest{Ref: img.ref, Platform: "linux/amd64"})
+		tr := wire.Trace{ID: "t", Group: "shop"}
+		for i := range got.list {
+			tr.Items = append(tr.Items, wire.TraceItem{Object: uint32(i), Time: at})
+		}
+		if code := p.code(t, wire.RouteTraces, wire.TraceRequest{Ref: img.byDigest, Platform: "linux/amd64", Traces: []wire.Trace{tr}}); code != "" {
+			t.Fatal(code)
+		}
+	}
+	began := time.Now()
+	resp := p.send(t, wire.RouteDelta, wire.DeltaRequest{Ref: a.ref, Platform: "linux/amd64", Worker: "w"})
+	defer resp.Body.Close()
+	r := wire.NewReader(resp.Body)
+	if _, err := r.Next(); err != nil { // the header; the rest is not read
+		t.Fatal(err)
+	}
+	got := p.pull(t, wire.DeltaRequest{Ref: b.ref, Platform: "linux/amd64", Worker: "w"})
+	if took := time.Since(began); took < 900*time.Millisecond {
+		t.Errorf("all of b came after %v, before what a reads first", took)
+	}
+	got.check(t, b.files)
 }
