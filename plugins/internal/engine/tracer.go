@@ -73,8 +73,8 @@ type recording struct {
 	group    string
 	began    time.Time
 	first    time.Time // when the first container of the group began
-	of       *image // nil: of an earlier process
-	name     string // host/repo
+	of       *image    // nil: of an earlier process
+	name     string    // host/repo
 	platform string
 	chain    digest.Digest
 	objects  *pending // object list of the image
