@@ -83,48 +83,41 @@ func (j *joint) arrive(worker, request string) (settle func(*stream)) {
 }
 
 // before waits for the plans of other requests of a worker, and returns the streams of
-// those that have one, with their names.
+// those that have one, with their names. What takes too long is left out: then some
+// contents come twice.
 func (j *joint) before(ctx context.Context, worker string, names []string) (streams []*stream, rest []string, err error) {
 	if worker == "" || len(names) == 0 {
 		return nil, nil, nil
 	}
-	late := time.NewTimer(arrival)
+	late, slow := time.NewTimer(arrival), time.NewTimer(planning)
 	defer late.Stop()
-	ctx, cancel := context.WithTimeout(ctx, planning)
-	defer cancel()
+	defer slow.Stop()
 	for _, name := range names {
 		a := j.get(worker, name)
-		if !a.await(ctx, late) {
+		if !await(ctx, a.came, late) {
 			j.drop(worker, name, a)
-			if ctx.Err() != nil {
-				return nil, nil, ctx.Err()
-			}
-			continue
-		}
-		select {
-		case <-a.planned:
-		case <-ctx.Done():
-			return nil, nil, busy("another request of this worker is still being planned")
-		}
-		if a.stream != nil {
+		} else if await(ctx, a.planned, slow) && a.stream != nil {
 			streams, rest = append(streams, a.stream), append(rest, name)
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, nil, err
 		}
 	}
 	return streams, rest, nil
 }
 
-// await waits until the request is there, or it is too late for all of them.
-func (a *asked) await(ctx context.Context, late *time.Timer) bool {
+// await waits until done, and is false if it is too late for that and for all others.
+func await(ctx context.Context, done <-chan struct{}, late *time.Timer) bool {
 	select {
-	case <-a.came:
+	case <-done:
 		return true
 	default:
 	}
 	select {
-	case <-a.came:
+	case <-done:
 		return true
 	case <-late.C:
-		late.Reset(0) // for the others
+		late.Reset(0)
 	case <-ctx.Done():
 	}
 	return false
