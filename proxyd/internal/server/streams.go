@@ -49,8 +49,10 @@ func (s *streams) open(ref, worker string, img *image, plan *delta.Plan) *stream
 	if s.m == nil {
 		s.m = make(map[string]*stream)
 	}
+	// Who comes later begins behind the others, which let it find its pace.
 	if others := s.others(st); len(others) > 0 {
-		st.sent.Store(slices.MinFunc(others, func(a, b *stream) int { return cmp.Compare(a.sent.Load(), b.sent.Load()) }).sent.Load())
+		last := slices.MinFunc(others, func(a, b *stream) int { return cmp.Compare(a.sent.Load(), b.sent.Load()) })
+		st.sent.Store(last.sent.Load() - lead)
 	}
 	s.m[st.name] = st
 	return st
@@ -78,10 +80,10 @@ const (
 	// is urgent itself nobody waits for longer than slow.
 	stuck, slow = 2 * time.Second, time.Second
 	// turn is how often a stream looks whether it may go on.
-	turn = 20 * time.Millisecond
+	turn = 10 * time.Millisecond
 	// lead is by how many bytes a stream may be ahead of others: enough for the link to
 	// be full while a new connection finds its pace.
-	lead = 1 << 20
+	lead = 4 << 20
 	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
 	leadTime = 50
 )
