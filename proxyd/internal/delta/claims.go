@@ -7,8 +7,8 @@ import "sync"
 // for concurrent use.
 type Claims struct {
 	img     *Image
+	plan    *Plan
 	planned pieces // of the plan
-	hot     pieces // of these, what a start is expected to read
 	claimed pieces
 
 	wake chan struct{} // something has become urgent
@@ -21,13 +21,10 @@ type Claims struct {
 // NewClaims returns the Claims of a plan's stream. What is not in the plan cannot
 // be claimed, because the worker has it or does not need it.
 func NewClaims(img *Image, p *Plan) *Claims {
-	c := &Claims{img: img, wake: make(chan struct{}, 1), planned: newPieces(img), hot: newPieces(img), claimed: newPieces(img)}
-	for n, it := range p.Items {
+	c := &Claims{img: img, wake: make(chan struct{}, 1), plan: p, planned: newPieces(img), claimed: newPieces(img)}
+	for _, it := range p.Items {
 		for i := range it.Pieces {
 			c.planned.set(it.Object, int(it.First+i))
-			if n < p.Hot {
-				c.hot.set(it.Object, int(it.First+i))
-			}
 		}
 	}
 	return c
@@ -43,12 +40,30 @@ func (c *Claims) Planned(object uint32) bool {
 	return false
 }
 
+// Before returns, for each object of which the stream still brings hot pieces, how many
+// bytes of hot ones it brings before the first of them.
+func (c *Claims) Before() map[uint32]int64 {
+	before := map[uint32]int64{}
+	sum := int64(0)
+	for _, it := range c.plan.Items[:c.plan.Hot] {
+		for i := range int(it.Pieces) {
+			if piece := int(it.First) + i; c.open(it.Object, piece) {
+				if _, ok := before[it.Object]; !ok {
+					before[it.Object] = sum
+				}
+				sum += int64(c.img.Objects[it.Object].PieceLen(piece))
+			}
+		}
+	}
+	return before
+}
+
 // Take claims a whole object for another stream to the same worker, if nothing of it
 // was sent or is about to be. What the stream may be in the midst of comes twice.
 func (c *Claims) Take(object uint32) bool {
 	n := c.img.Objects[object].NumPieces()
 	for i := range n {
-		if !c.open(object, i) || c.hot.has(object, i) {
+		if !c.open(object, i) {
 			return false
 		}
 	}

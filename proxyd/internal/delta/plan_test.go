@@ -360,3 +360,22 @@ func TestTimes(t *testing.T) {
 		t.Errorf("got group %q, %d hot, times %v, want g, 2, [10 50]", got.Group, got.Hot, got.Times)
 	}
 }
+
+// TestClaimsBefore: how far away hot objects are counts what is not sent yet.
+func TestClaimsBefore(t *testing.T) {
+	l := newLayer()
+	for i := range 6 {
+		l.file(t, fmt.Sprintf("f%d", i), fmt.Append(nil, "contents", i))
+	}
+	f := newFixture(t, l)
+	c := NewClaims(f.img, Make(f.img, nil, Order{Items: whole(5, 3, 0, 1), Hot: 3}))
+	if got := fmt.Sprint(c.Before()); got != "map[0:18 3:9 5:0]" {
+		t.Errorf("got %s", got)
+	}
+	if !c.Take(5) || c.Take(5) || !c.Take(1) {
+		t.Error("what is not sent yet is taken once")
+	}
+	if got := fmt.Sprint(c.Before()); got != "map[0:9 3:0]" {
+		t.Errorf("got %s after one was taken", got)
+	}
+}

@@ -220,10 +220,13 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	if err != nil {
 		return err
 	}
-	taken := b.s.streams.take(im, b.req.Worker, order)
 	inventory = append(inventory, planned(im, before)...)
-	inventory = append(inventory, delta.Inventory{Partial: b.req.Partial, Lacks: taken})
+	inventory = append(inventory, delta.Inventory{Partial: b.req.Partial})
 	plan := delta.Make(im.delta, inventory, order)
+	taken := b.s.streams.take(im, b.req.Worker, order, plan)
+	if len(taken) > 0 {
+		plan = delta.Make(im.delta, append(inventory, delta.Inventory{Lacks: taken}), order)
+	}
 	patches, err := b.s.patching(ctx, im, plan, b.req)
 	if err != nil {
 		return err

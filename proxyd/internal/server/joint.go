@@ -141,8 +141,9 @@ func planned(im *image, before []*stream) []delta.Inventory {
 }
 
 // take claims what an image is expected to read, and other streams to the worker bring
-// later than what they are expected to: they would make its start wait for all of theirs.
-func (s *streams) take(im *image, worker string, order delta.Order) []uint32 {
+// later than its own would: they would make its start wait. plan is what it gets if it
+// takes nothing.
+func (s *streams) take(im *image, worker string, order delta.Order, plan *delta.Plan) []uint32 {
 	if worker == "" {
 		return nil
 	}
@@ -154,14 +155,36 @@ func (s *streams) take(im *image, worker string, order delta.Order) []uint32 {
 		}
 	}
 	s.mu.Unlock()
+	if len(others) == 0 {
+		return nil
+	}
+	own := make(map[uint32]bool, plan.Hot)
+	for _, it := range plan.Items[:plan.Hot] {
+		own[it.Object] = true
+	}
+	before := make([]map[uint32]int64, len(others))
+	for i, st := range others {
+		before[i] = st.claims.Before()
+	}
 	var taken []uint32
-	for _, st := range others {
-		for _, it := range order.Items[:order.Hot] {
-			if !im.delta.Needed(it.Object) {
-				continue
-			}
-			if id, ok := st.img.delta.Index(im.delta.Objects[it.Object].Digest); ok && st.claims.Take(id) {
-				taken = append(taken, it.Object)
+	sum := int64(0) // bytes that this image gets before the object
+	for _, it := range order.Items[:order.Hot] {
+		o := &im.delta.Objects[it.Object]
+		switch {
+		case !im.delta.Needed(it.Object):
+		case own[it.Object]:
+			sum += o.Size
+		default:
+			for i, st := range others {
+				id, ok := st.img.delta.Index(o.Digest)
+				if at, hot := before[i][id]; !ok || hot && at <= sum {
+					continue
+				}
+				if st.claims.Take(id) {
+					taken = append(taken, it.Object)
+					sum += o.Size
+					break
+				}
 			}
 		}
 	}
