@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -84,6 +85,12 @@ func (n *criNode) pullImage(ref string) string {
 // pod runs a pod, and one container in it, and returns how to run commands there.
 func (n *criNode) pod(name, ref string, userns bool, argv ...string) (exec func(argv ...string) string, remove func()) {
 	n.t.Helper()
+	return n.labelled(name, ref, nil, userns, argv...)
+}
+
+// labelled is pod with labels of the pod.
+func (n *criNode) labelled(name, ref string, labels map[string]string, userns bool, argv ...string) (exec func(argv ...string) string, remove func()) {
+	n.t.Helper()
 	ctx := n.t.Context()
 	ns := &runtime.NamespaceOption{Network: runtime.NamespaceMode_POD, Pid: runtime.NamespaceMode_CONTAINER}
 	if userns {
@@ -93,6 +100,7 @@ func (n *criNode) pod(name, ref string, userns bool, argv ...string) (exec func(
 	pod := &runtime.PodSandboxConfig{
 		Metadata:     &runtime.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
 		LogDirectory: n.logs,
+		Labels:       labels,
 		Linux: &runtime.LinuxPodSandboxConfig{
 			SecurityContext: &runtime.LinuxSandboxSecurityContext{NamespaceOptions: ns},
 		},
@@ -298,5 +306,42 @@ func TestCRIWithLegacyKeys(t *testing.T) {
 			remove()
 			n.wait(ref)
 		})
+	}
+}
+
+// A label in the template of a pod, or of an image, has its containers traced, and
+// nothing else.
+func TestCRILabelsTraceContainers(t *testing.T) {
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	pause, app := w.push("tinyhttp", "v1"), w.push("redis", "v1")
+	n := w.criNode("", pause, p.Address)
+	n.pullImage(pause)
+	n.pullImage(app)
+	n.wait(app)
+	exec, remove := n.labelled("traced", app, map[string]string{"starlight.containerd.io/optimizer": "web"}, false, "redis-server", "--port", "7003")
+	if out := exec("redis-server", "--version"); !strings.Contains(out, "Redis server") {
+		t.Errorf("got %q", out)
+	}
+	exec("sh", "-c", "echo written > /etc/new && cat /etc/passwd /etc/new")
+	_, removeOther := n.pod("other", app, false, "redis-server", "--port", "7004")
+	n.ctr("-n", "k8s.io", "image", "label", app, "starlight.containerd.io/optimizer=shop")
+	_, removeThird := n.pod("third", app, false, "redis-server", "--port", "7005")
+	n.ctr("starlight", "optimizer", "off") // ends the traces under way
+	var groups []string
+	for _, tr := range n.traces("") {
+		if tr.Partial {
+			continue
+		}
+		groups = append(groups, tr.Group)
+		if tr.Objects < 5 || !strings.HasPrefix(tr.Image, strings.TrimSuffix(app, ":v1")) {
+			t.Errorf("got trace %+v, want one of what Redis reads", tr)
+		}
+	}
+	if slices.Sort(groups); !slices.Equal(groups, []string{"shop", "web"}) {
+		t.Errorf("got traces of the groups %q, want one by the label of the pod, and one by that of the image", groups)
+	}
+	for _, f := range []func(){remove, removeOther, removeThird} {
+		f()
 	}
 }

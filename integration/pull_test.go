@@ -126,7 +126,9 @@ func TestSecondNamespaceCostsNothing(t *testing.T) {
 
 // Two pulls of overlapping images at the same time send each object once.
 func TestConcurrentPullsSendEachObjectOnce(t *testing.T) {
-	w, p, n := accelerated(t, slow)
+	w := newWorld(t, slow)
+	p := w.sameBytes()
+	n := w.node(sandbox.NodeConfig{Proxies: []string{p.Address}})
 	a, b := w.push("redis", "v2"), w.push("express", "v2")
 	w.warm(p, a, b)
 

@@ -2,6 +2,9 @@ package integration
 
 import (
 	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +12,7 @@ import (
 
 	"github.com/starlight-delta/starlight/integration/internal/corpus"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
+	"github.com/starlight-delta/starlight/integration/internal/weird"
 )
 
 // traced is what "ctr-starlight trace show --json" tells.
@@ -153,4 +157,93 @@ func TestTracesLeadTheNextPull(t *testing.T) {
 	if learned.bytes > guessed.bytes*11/10 || learned2.bytes > guessed2.bytes*11/10 {
 		t.Errorf("with traces ready after %d and %d bytes, without after %d and %d", learned.bytes, learned2.bytes, guessed.bytes, guessed2.bytes)
 	}
+}
+
+// A range that readers waited for on one node is what the next one gets first: of a large
+// file not its beginning, and not the whole of it.
+func TestRangesThatWereWaitedForComeFirst(t *testing.T) {
+	const (
+		piece, pieces = 1 << 20, 24
+		wanted        = 20 // piece
+	)
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	big := random(1, "big", 1, pieces*piece)
+	ref := w.pushWeird(weird.Files("ranges", big, random(2, "small", 20, 1000)))
+	w.warm(p, ref)
+	link := slow
+	link.Down = 20
+	if err := w.Link.Set(link); err != nil {
+		t.Fatal(err)
+	}
+	name := slices.Collect(maps.Keys(big))[0]
+	read := func(dir string) {
+		t.Helper()
+		f, err := os.Open(filepath.Join(dir, name))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		b := make([]byte, 4096)
+		if _, err := f.ReadAt(b, wanted*piece+1000); err != nil || string(b) != big[name][wanted*piece+1000:][:len(b)] {
+			t.Errorf("wrong bytes, or %v", err)
+		}
+	}
+	first := w.node(sandbox.NodeConfig{Name: "first", Proxies: []string{p.Address}})
+	w.counters()
+	first.pull(ref)
+	read(first.mount(t, ref, starlight))
+	if got := w.counters().Down.Bytes; got > pieces/2*piece {
+		t.Errorf("a reader of the end of a file got it after %d bytes", got)
+	}
+	if err := w.Link.Set(lan); err != nil {
+		t.Fatal(err)
+	}
+	first.wait(ref)
+	if out := first.ctr("starlight", "report"); !strings.Contains(out, "1") {
+		t.Fatalf("report says %q", out)
+	}
+
+	if err := w.Link.Set(link); err != nil {
+		t.Fatal(err)
+	}
+	second := w.node(sandbox.NodeConfig{Name: "second", Proxies: []string{p.Address}})
+	w.counters()
+	second.pull(ref)
+	dir := second.mount(t, ref, starlight)
+	for {
+		c, err := w.Link.Counters()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Down.Bytes > 4*piece {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	// Nothing can be asked for any more.
+	cut := link
+	cut.Cut = true
+	if err := w.Link.Set(cut); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		read(dir)
+	}()
+	select {
+	case <-done:
+	case <-time.After(20 * time.Second):
+		t.Error("what was waited for has not come first")
+	}
+	if s := second.status1(ref); s.Complete || s.Percent > 80 {
+		t.Errorf("got %+v, want most of it on the way", s)
+	}
+	if err := w.Link.Set(lan); err != nil {
+		t.Fatal(err)
+	}
+	<-done
+	second.wait(ref)
 }

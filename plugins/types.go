@@ -38,6 +38,10 @@ const (
 	// LabelOptimizer on the snapshot of a container says whether its start is
 	// traced: "true", "false", or the name of the group that it belongs to.
 	LabelOptimizer = "containerd.io/snapshot/starlight.optimizer"
+
+	// LabelOptimizerOf is the same as a label of a pod, or of an image in containerd's
+	// image store, for all of its containers. The pod's counts more.
+	LabelOptimizerOf = "starlight.containerd.io/optimizer"
 )
 
 // Exports of the engine plugin, for the plugins that build on it. They are set

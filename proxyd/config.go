@@ -167,7 +167,7 @@ func Default() *Config {
 		Listen:      ":8090",
 		Precompress: true,
 		Drain:       Duration(30 * time.Second),
-		Registries:  Registries{CacheTTL: Duration(30 * time.Second)},
+		Registries:  Registries{CacheTTL: Duration(5 * time.Second)},
 		Index:       Index{Platforms: []string{"linux/amd64"}, Interval: Duration(5 * time.Minute)},
 		Auth:        Auth{TicketTTL: Duration(24 * time.Hour)},
 		Limits: Limits{

@@ -3,6 +3,7 @@ package transfer
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -34,18 +36,18 @@ type namedFetcher interface {
 type source struct {
 	namedFetcher // the client's
 	config       Config
-	platform     ocispec.Platform
+	platforms    []ocispec.Platform
 	credentials  *credentials
 	progress     transfer.ProgressFunc // may be nil
 	start        time.Time
 	fetches      fetches // from the registry
 
-	mu      sync.Mutex   // guards the following
-	pull    *engine.Pull // nil: not ours, or not any more
-	fetched bool         // Fetcher has been called while pull was set
+	mu      sync.Mutex     // guards the following
+	pulls   []*engine.Pull // of the platforms that are ours; none any more if it is plain
+	fetched bool           // Fetcher has been called while there were pulls
 	release []func()
-	told    bool  // the layers have been reported complete
-	why     error // of a pull that is plain
+	told    map[*engine.Pull]bool // their layers have been reported complete
+	why     error                 // of a pull that is plain
 }
 
 var (
@@ -53,8 +55,11 @@ var (
 	_ transfer.ImageResolverOptionSetter = (*source)(nil)
 )
 
-func newSource(ctx context.Context, c Config, f namedFetcher, p ocispec.Platform, progress transfer.ProgressFunc) *source {
-	return &source{namedFetcher: f, config: c, platform: p, credentials: newCredentials(ctx, f), progress: progress, start: time.Now()}
+func newSource(ctx context.Context, c Config, f namedFetcher, p []ocispec.Platform, progress transfer.ProgressFunc) *source {
+	return &source{
+		namedFetcher: f, config: c, platforms: p, credentials: newCredentials(ctx, f), progress: progress, start: time.Now(),
+		told: map[*engine.Pull]bool{},
+	}
 }
 
 // close ends what the transfer held.
@@ -84,10 +89,10 @@ func (s *source) began() bool {
 	return s.fetched
 }
 
-func (s *source) current() *engine.Pull {
+func (s *source) current() []*engine.Pull {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.pull
+	return s.pulls
 }
 
 // given tells whether the image is left to the client's source.
@@ -104,7 +109,7 @@ func (s *source) plain(ctx context.Context, why error) {
 	s.config.Engine.Plain(ns, s.Image(), why)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pull, s.why = nil, why
+	s.pulls, s.why = nil, why
 }
 
 // logPlain writes the one line that the log has of a pull that was no delta; the
@@ -130,15 +135,7 @@ func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error
 	if err := resolvable(s.Image()); err != nil || s.given() {
 		return s.namedFetcher.Resolve(ctx) // says the same, as clients expect it
 	}
-	ns, _ := namespaces.Namespace(ctx)
-	pull, err := s.config.Engine.Pull(ctx, engine.PullRequest{
-		Namespace:   ns,
-		Ref:         s.Image(),
-		Platform:    s.platform,
-		Credentials: s.credentials.get,
-		Registry:    fetchWith(s.namedFetcher),
-		Ingest:      s.ingest,
-	})
+	pulls, err := s.pull(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
 			return "", ocispec.Descriptor{}, err
@@ -146,14 +143,55 @@ func (s *source) Resolve(ctx context.Context) (string, ocispec.Descriptor, error
 		s.plain(ctx, err)
 		return s.namedFetcher.Resolve(ctx)
 	}
+	return s.Image(), pulls[0].Target, nil
+}
+
+// pull asks the engine for all platforms at once. It fails if none can be had: those that
+// can not are left to the registry.
+func (s *source) pull(ctx context.Context) ([]*engine.Pull, error) {
+	ns, _ := namespaces.Namespace(ctx)
+	all, errs := make([]*engine.Pull, len(s.platforms)), make([]error, len(s.platforms))
+	var g sync.WaitGroup
+	for i, p := range s.platforms {
+		g.Go(func() {
+			all[i], errs[i] = s.config.Engine.Pull(ctx, engine.PullRequest{
+				Namespace:   ns,
+				Ref:         s.Image(),
+				Platform:    p,
+				Also:        i > 0,
+				Credentials: s.credentials.get,
+				Registry:    fetchWith(s.namedFetcher),
+				Ingest:      s.ingest,
+			})
+		})
+	}
+	g.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pull = pull
-	s.release = append(s.release, pull.Release)
-	if h := s.config.Holder; h != nil {
-		s.release = append(s.release, h.Hold(digests(pull.Layers)...))
+	for i, pull := range all {
+		if pull == nil {
+			continue
+		}
+		s.release = append(s.release, pull.Release)
+		if len(s.pulls) > 0 && pull.Target.Digest != s.pulls[0].Target.Digest {
+			errs[i] = fmt.Errorf("%s was pushed meanwhile: %w", s.Image(), errdefs.ErrUnavailable)
+			continue
+		}
+		s.pulls = append(s.pulls, pull)
+		if h := s.config.Holder; h != nil {
+			s.release = append(s.release, h.Hold(digests(pull.Layers)...))
+		}
 	}
-	return s.Image(), pull.Target, nil
+	if len(s.pulls) == 0 {
+		return nil, errors.Join(errs...)
+	}
+	for i, err := range errs {
+		if err != nil {
+			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": s.Image(), "platform": platforms.Format(s.platforms[i])}).
+				Warn("a platform is not pulled as a delta")
+		}
+	}
+	return s.pulls, nil
 }
 
 // fetchWith fetches as the client of f would; also after the transfer.
@@ -183,66 +221,77 @@ func (s *source) Fetcher(ctx context.Context, ref string) (transfer.Fetcher, err
 		return nil, err
 	}
 	inner = countingFetcher{inner, &s.fetches}
-	pull := s.current()
-	if pull == nil {
+	pulls := s.current()
+	if len(pulls) == 0 {
 		return inner, nil
 	}
 	s.mu.Lock()
 	s.fetched = true
 	s.mu.Unlock()
-	err = virtual.Record(ctx, s.config.Content, ref, virtual.Layers(pull.Layers, pull.DiffIDs), func(layer ocispec.Descriptor) { s.report(ctx, "waiting", layer, 0) })
-	if err != nil {
-		return nil, err
+	for _, pull := range pulls {
+		err := virtual.Record(ctx, s.config.Content, ref, virtual.Layers(pull.Layers, pull.DiffIDs), func(layer ocispec.Descriptor) {
+			s.report(ctx, "waiting", pull, layer, 0)
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
-	return &fetcher{inner: inner, source: s, pull: pull}, nil
+	return &fetcher{inner: inner, source: s, pulls: pulls}, nil
 }
 
-// complete reports the layers as complete, once.
+// complete reports the layers of all platforms as complete.
 func (s *source) complete(ctx context.Context) {
+	for _, pull := range s.current() {
+		s.completed(ctx, pull)
+	}
+}
+
+// completed reports the layers of a platform as complete, once.
+func (s *source) completed(ctx context.Context, pull *engine.Pull) {
 	s.mu.Lock()
-	pull, told := s.pull, s.told
-	s.told = true
+	told := s.told[pull]
+	s.told[pull] = true
 	s.mu.Unlock()
-	if pull == nil || told {
+	if told {
 		return
 	}
 	for _, layer := range pull.Layers {
-		s.report(ctx, "complete", layer, layer.Size)
+		s.report(ctx, "complete", pull, layer, layer.Size)
 	}
 }
 
 // report sends an event of the kind that the progress watchdog of CRI counts.
-func (s *source) report(ctx context.Context, event string, layer ocispec.Descriptor, done int64) {
+func (s *source) report(ctx context.Context, event string, pull *engine.Pull, layer ocispec.Descriptor, done int64) {
 	if s.progress == nil {
 		return
 	}
-	p := transfer.Progress{
+	s.progress(transfer.Progress{
 		Event: event, Name: remotes.MakeRefKey(ctx, layer), Progress: done, Total: layer.Size, Desc: &layer,
-	}
-	if pull := s.current(); pull != nil {
-		p.Parents = []string{remotes.MakeRefKey(ctx, pull.Manifest)}
-	}
-	s.progress(p)
+		Parents: []string{remotes.MakeRefKey(ctx, pull.Manifest)},
+	})
 }
 
 // fetcher gives from memory what the engine brought, and the rest from the registry.
 type fetcher struct {
 	inner  transfer.Fetcher
 	source *source
-	pull   *engine.Pull
+	pulls  []*engine.Pull
 }
 
 // Fetch implements transfer.Fetcher.
 func (f *fetcher) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	b, ok := f.pull.Blob(desc.Digest)
-	if !ok {
-		return f.inner.Fetch(ctx, desc)
+	for _, pull := range f.pulls {
+		b, ok := pull.Blob(desc.Digest)
+		if !ok {
+			continue
+		}
+		if images.IsConfigType(desc.MediaType) {
+			// By now the client knows the manifest, under which it shows the layers.
+			f.source.completed(ctx, pull)
+		}
+		return blob{bytes.NewReader(b)}, nil
 	}
-	if images.IsConfigType(desc.MediaType) {
-		// By now the client knows the manifest, under which it shows the layers.
-		f.source.complete(ctx)
-	}
-	return blob{bytes.NewReader(b)}, nil
+	return f.inner.Fetch(ctx, desc)
 }
 
 // blob can seek, so that an interrupted ingest goes on where it was.

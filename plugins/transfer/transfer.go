@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -69,15 +70,15 @@ func (t *Transferrer) Transfer(ctx context.Context, src, dst any, opts ...transf
 	if f, ok := src.(namedFetcher); ok {
 		ctx = engine.WithRegistry(ctx, fetchWith(f))
 	}
-	fetcher, platform, ok := t.ours(src, dst)
-	if !ok {
+	fetcher, wanted := t.ours(src, dst)
+	if len(wanted) == 0 {
 		return t.config.Inner.Transfer(ctx, src, dst, opts...)
 	}
 	var topts transfer.Config
 	for _, opt := range opts {
 		opt(&topts)
 	}
-	s := newSource(ctx, t.config, fetcher, platform, topts.Progress)
+	s := newSource(ctx, t.config, fetcher, wanted, topts.Progress)
 	defer s.close()
 	err := t.config.Inner.Transfer(ctx, s, dst, opts...)
 	if err == nil {
@@ -91,27 +92,27 @@ func (t *Transferrer) Transfer(ctx context.Context, src, dst any, opts ...transf
 	return err
 }
 
-// ours tells whether the engine is to pull this image, and for which platform.
-func (t *Transferrer) ours(src, dst any) (namedFetcher, ocispec.Platform, bool) {
+// ours tells for which platforms the engine is to pull this image, if for any.
+func (t *Transferrer) ours(src, dst any) (_ namedFetcher, wanted []ocispec.Platform) {
 	if t.config.Engine == nil {
-		return nil, ocispec.Platform{}, false
+		return nil, nil
 	}
 	f, ok := src.(namedFetcher)
 	if !ok {
-		return nil, ocispec.Platform{}, false
+		return nil, nil
 	}
 	u, ok := dst.(transfer.ImageUnpacker)
 	if !ok {
-		return nil, ocispec.Platform{}, false
+		return nil, nil
 	}
-	// Of several platforms the first is pulled by the engine, the others from the
-	// registry: a node seldom runs two.
+	seen := map[string]bool{}
 	for _, c := range u.UnpackPlatforms() {
-		if c.Snapshotter == plugins.SnapshotterName {
-			return f, c.Platform, true
+		if name := platforms.Format(c.Platform); c.Snapshotter == plugins.SnapshotterName && !seen[name] {
+			seen[name] = true
+			wanted = append(wanted, c.Platform)
 		}
 	}
-	return nil, ocispec.Platform{}, false
+	return f, wanted
 }
 
 // withDefault gives dst a snapshotter if the client named none.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -23,11 +24,14 @@ import (
 
 // refusing is an engine that accelerates nothing, and notes what it was asked.
 type refusing struct {
+	mu    sync.Mutex // guards asked
 	asked []engine.PullRequest
 	plain []error
 }
 
 func (r *refusing) Pull(_ context.Context, req engine.PullRequest) (*engine.Pull, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.asked = append(r.asked, req)
 	return nil, engine.ErrNotAccelerated
 }
@@ -57,15 +61,17 @@ func TestTransferAsksTheEngine(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {
-		dst      any
-		platform *ocispec.Platform // nil: not ours
+		dst       any
+		platforms []ocispec.Platform // none: not ours
 	}{
-		"starlight":       {image.NewStore(ref, image.WithUnpack(other, "starlight")), &other},
-		"second platform": {image.NewStore(ref, image.WithUnpack(host, "overlayfs"), image.WithUnpack(other, "starlight")), &other},
-		"overlayfs":       {image.NewStore(ref, image.WithUnpack(host, "overlayfs")), nil},
-		"none":            {image.NewStore(ref, image.WithUnpack(host, "")), nil},
-		"no unpack":       {image.NewStore(ref), nil},
-		"no store":        {"something else", nil},
+		"starlight":       {image.NewStore(ref, image.WithUnpack(other, "starlight")), []ocispec.Platform{other}},
+		"second platform": {image.NewStore(ref, image.WithUnpack(host, "overlayfs"), image.WithUnpack(other, "starlight")), []ocispec.Platform{other}},
+		"both platforms": {image.NewStore(ref, image.WithUnpack(host, "starlight"), image.WithUnpack(other, "starlight"), image.WithUnpack(host, "starlight")),
+			[]ocispec.Platform{host, other}},
+		"overlayfs": {image.NewStore(ref, image.WithUnpack(host, "overlayfs")), nil},
+		"none":      {image.NewStore(ref, image.WithUnpack(host, "")), nil},
+		"no unpack": {image.NewStore(ref), nil},
+		"no store":  {"something else", nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			e, inner := &refusing{}, &noting{}
@@ -74,18 +80,19 @@ func TestTransferAsksTheEngine(t *testing.T) {
 			if err := New(Config{Inner: inner, Engine: e}).Transfer(ctx, src, tc.dst); err != nil {
 				t.Fatal(err)
 			}
-			if tc.platform == nil {
+			if len(tc.platforms) == 0 {
 				if len(e.asked) != 0 || inner.src != any(src) {
 					t.Errorf("asked %v, source %T", e.asked, inner.src)
 				}
 				return
 			}
-			if len(e.asked) != 1 || len(e.plain) != 1 || !errors.Is(e.plain[0], engine.ErrNotAccelerated) {
+			if len(e.asked) != len(tc.platforms) || len(e.plain) != 1 || !errors.Is(e.plain[0], engine.ErrNotAccelerated) {
 				t.Fatalf("asked %v, plain %v", e.asked, e.plain)
 			}
-			got := e.asked[0]
-			if got.Ref != ref || got.Namespace != "ns" || got.Platform.Architecture != tc.platform.Architecture {
-				t.Errorf("got %+v", got)
+			for _, got := range e.asked { // at once
+				if got.Ref != ref || got.Namespace != "ns" || got.Also != (got.Platform.Architecture != tc.platforms[0].Architecture) {
+					t.Errorf("got %+v", got)
+				}
 			}
 			if inner.resolved == nil {
 				t.Error("the client's own source was not asked: its registry does not exist")

@@ -68,6 +68,11 @@ type DeltaRequest struct {
 	// Worker, if not "", is a random name that all requests of one worker have, so
 	// that images that it pulls at the same time become useful together.
 	Worker string `json:"worker,omitempty"`
+	// Request, if not "", is a random name of this request, and After are the names of
+	// those that the same worker made before it and has not had the answers of. What is
+	// planned in answer to them is left out: they are requests for one joint plan.
+	Request string   `json:"request,omitempty"`
+	After   []string `json:"after,omitempty"`
 	// HeaderOnly asks for no data frames.
 	HeaderOnly bool `json:"headerOnly,omitempty"`
 	// Kinds of entries that the worker takes, besides plain.
@@ -136,6 +141,12 @@ type Header struct {
 	Layers []Layer `json:"layers"`
 	// Bases are diff IDs of the request's Have, to which patches refer.
 	Bases []toc.Digest `json:"bases,omitempty"`
+	// After are those of the request's After that this answer rests on: TOCs and objects
+	// that they bring are left out. A worker that does not get them asks again.
+	After []string `json:"after,omitempty"`
+	// Taken are objects, in ascending order, that this bundle brings although another
+	// one to this worker was to: they are needed sooner here.
+	Taken []uint32 `json:"taken,omitempty"`
 	// Objects and Bytes that the data frames will bring (uncompressed bytes).
 	Objects int   `json:"objects"`
 	Bytes   int64 `json:"bytes"`

@@ -35,10 +35,15 @@
 // or none; retry and end have no payload. The bundle that answers an ObjectsRequest
 // has data frames and end (or error) only.
 //
-// Why retry: a worker holds back its other requests until it has the header of
-// the one before, so that two pulls at once never ask for the same object
-// twice. It must not hold them back for as long as an ingest takes; on the first
-// progress frame it lets them go, and asks again with a fresh inventory.
+// Requests that a worker makes while it waits for the headers of others name those
+// (DeltaRequest.After): proxyd plans one after the other, and leaves out of each what
+// those before it bring, so that two pulls at once never get the same object twice.
+// The worker takes the headers in this order. A header names those it rests on; a
+// worker that did not take one of them asks again.
+//
+// Why retry: nobody shall wait for a header for as long as an ingest takes. With the
+// first progress frame it is known that this answer brings nothing; the worker takes
+// those after it, and asks again with a fresh inventory.
 //
 // # Tables of contents
 //

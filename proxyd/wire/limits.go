@@ -13,7 +13,8 @@ const (
 	MaxLayers    = 512
 	MaxHave      = 4096
 	MaxPartial   = 1024
-	maxWorker    = 64   // bytes of DeltaRequest.Worker
+	maxWorker    = 64   // bytes of DeltaRequest.Worker, and of the name of a request
+	MaxAfter     = 32   // requests in DeltaRequest.After
 	MaxAsk       = 4096 // ranges in one ObjectsRequest
 	MaxFrom      = 16   // images in PlanRequest.From
 	MaxTop       = 256  // files in a Plan

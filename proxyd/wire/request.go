@@ -73,6 +73,8 @@ func (r *DeltaRequest) Validate() error {
 		return fmt.Errorf("request names %d objects in part, at most %d are allowed: %w", len(r.Partial), MaxPartial, toc.ErrInvalid)
 	case len(r.Worker) > maxWorker:
 		return fmt.Errorf("name of the worker of %d bytes: %w", len(r.Worker), toc.ErrInvalid)
+	case len(r.Request) > maxWorker || len(r.After) > MaxAfter:
+		return fmt.Errorf("name of the request of %d bytes, after %d others: %w", len(r.Request), len(r.After), toc.ErrInvalid)
 	case len(r.Have) > MaxHave:
 		return fmt.Errorf("request names %d layers, at most %d are allowed: %w", len(r.Have), MaxHave, toc.ErrInvalid)
 	}

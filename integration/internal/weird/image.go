@@ -5,8 +5,10 @@ package weird
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -33,7 +35,8 @@ type Image struct {
 	shape  shape
 	others []string // architectures besides amd64
 	layers []func(*layer)
-	comp   func(i int) compression // nil: gzip
+	others map[string][]func(*layer) // of other architectures: the tag names an index
+	comp   func(i int) compression   // nil: gzip
 }
 
 // Write writes the image as an OCI image layout to dir.
@@ -43,20 +46,21 @@ func (im Image) Write(dir string) error {
 		return err
 	}
 	s := &store{blobs: blobs, docker: im.docker}
-	layers := make([]layerFile, len(im.layers))
-	for i, fill := range im.layers {
-		c := gzipped
-		if im.comp != nil {
-			c = im.comp(i)
-		}
-		l, err := writeLayer(blobs, c, fill)
-		if err != nil {
-			return fmt.Errorf("%s: layer %d: %w", im.Name, i, err)
-		}
-		layers[i] = l
+	top, err := im.platform(s, "amd64", im.layers)
+	if err != nil {
+		return err
 	}
-	top := s.manifest("amd64", layers)
-	top.Platform = &ocispec.Platform{OS: "linux", Architecture: "amd64"}
+	if len(im.others) > 0 {
+		all := []ocispec.Descriptor{top}
+		for _, arch := range slices.Sorted(maps.Keys(im.others)) {
+			m, err := im.platform(s, arch, im.others[arch])
+			if err != nil {
+				return err
+			}
+			all = append(all, m)
+		}
+		top = s.index(all...)
+	}
 	switch im.shape {
 	case index:
 		// Nobody can unpack this layer: who tries has read more than the platform asked for.
@@ -96,6 +100,25 @@ func (im Image) Write(dir string) error {
 		return err
 	}
 	return os.WriteFile(filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`), 0o644)
+}
+
+// platform writes the layers and the manifest of an architecture.
+func (im Image) platform(s *store, arch string, fills []func(*layer)) (ocispec.Descriptor, error) {
+	layers := make([]layerFile, len(fills))
+	for i, fill := range fills {
+		c := gzipped
+		if im.comp != nil {
+			c = im.comp(i)
+		}
+		l, err := writeLayer(s.blobs, c, fill)
+		if err != nil {
+			return ocispec.Descriptor{}, fmt.Errorf("%s: layer %d: %w", im.Name, i, err)
+		}
+		layers[i] = l
+	}
+	m := s.manifest(arch, layers)
+	m.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
+	return m, nil
 }
 
 // store writes JSON blobs; the first error stays.

@@ -69,6 +69,7 @@ func initialize(ic *plugin.InitContext) (any, error) {
 	})
 	store.SetPuller(p)
 	snapshotter.SetPuller(p)
+	snapshotter.SetContainers(labels{metadata.NewContainerStore(db), metadata.NewSandboxStore(db), metadata.NewImageStore(db)})
 	return p, nil
 }
 

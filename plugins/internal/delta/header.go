@@ -68,6 +68,9 @@ type Held struct {
 	// Encoded returns the encoded TOC of a layer in DeltaRequest.Have, from which others
 	// are patched. Needed if the request names layers.
 	Encoded func(diffID toc.Digest) ([]byte, error)
+	// Rests tells whether the answers to these requests, which DeltaRequest.After named,
+	// were taken. If not, ErrRetry says to ask without them. Nil: none was.
+	Rests func(requests []string) bool
 }
 
 // ReadHeader reads a bundle up to its first data frame and checks it against the
@@ -87,6 +90,9 @@ func readHeader(b *Bundle, req wire.DeltaRequest, held Held, progress func(wire.
 	h, err := awaitHeader(b, progress)
 	if err != nil {
 		return nil, err
+	}
+	if len(h.After) > 0 && (held.Rests == nil || !held.Rests(h.After)) {
+		return nil, ErrRetry
 	}
 	if err := checkLayers(h, req, held); err != nil {
 		return nil, err

@@ -112,6 +112,12 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 func (e *Engine) find(d toc.Digest) (*image, *pending, uint32) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	// The one whose stream is to bring it can be made to do so soon.
+	if s := e.claims[d]; s != nil && s.img != nil && s.img.pending != nil {
+		if i, ok := s.img.pending.index[d]; ok {
+			return s.img, s.img.pending, i
+		}
+	}
 	for _, img := range e.images {
 		if p := img.pending; p != nil {
 			if i, ok := p.index[d]; ok {

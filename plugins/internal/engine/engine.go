@@ -61,10 +61,10 @@ type Engine struct {
 	stacking erofsimg.Stacking // of the root file systems on this kernel
 	unfit    error             // why there are none, if nobody wanted any at the start
 
-	// gate is held by a pull from the making of its inventory until the objects
-	// of its answer are claimed, so that two pulls at once never ask for the same
-	// object; and by Sweep.
-	gate chan struct{}
+	// gate is where a pull stays from the making of its inventory until the objects
+	// of its answer are claimed, so that two pulls at once never get the same
+	// object; and where Sweep is alone.
+	gate gate
 
 	ctx    context.Context //nolint:containedctx // of all background work; ends with Close
 	cancel context.CancelFunc
@@ -104,7 +104,7 @@ type Engine struct {
 // not end with ctx: Close ends everything but the mounts.
 func Open(ctx context.Context, c Config) (_ *Engine, err error) {
 	e := &Engine{
-		cfg: c, gate: make(chan struct{}, 1), metrics: newMetrics(), worker: rand.Text(),
+		cfg: c, metrics: newMetrics(), worker: rand.Text(),
 		images: map[toc.Digest]*image{}, layers: map[toc.Digest]*layer{},
 		chains: map[digest.Digest]*chain{}, blobs: map[digest.Digest]*blob{},
 		refs: map[refKey]*ref{}, claims: map[toc.Digest]*stream{}, pins: map[digest.Digest]int{},
@@ -281,15 +281,3 @@ func (e *Engine) OnComplete(fn func(ctx context.Context, chain digest.Digest)) {
 	defer e.mu.Unlock()
 	e.hooks = append(e.hooks, fn)
 }
-
-// lock acquires the gate.
-func (e *Engine) lock(ctx context.Context) error {
-	select {
-	case e.gate <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (e *Engine) unlock() { <-e.gate }

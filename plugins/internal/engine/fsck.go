@@ -322,11 +322,12 @@ func (f *fsck) images(ctx context.Context) error {
 func (f *fsck) orphans(ctx context.Context) error {
 	f.stage(StageOrphans)
 	// No pull is between writing a file and knowing it.
-	if err := f.e.lock(ctx); err != nil {
+	unlock, err := f.e.gate.lock(ctx)
+	if err != nil {
 		return err
 	}
 	orphans, err := f.e.orphanFiles(time.Now().Add(-time.Hour)) // younger ones may be in use
-	f.e.unlock()
+	unlock()
 	if err != nil {
 		return err
 	}

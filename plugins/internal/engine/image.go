@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -155,6 +156,9 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 		Name: name, Platform: src.platform, Manifest: m.Manifest.Descriptor,
 		Objects: objects, Bytes: bytes, Pulled: time.Now(), Ticket: m.Header.Ticket,
 	}
+	if n := len(m.Header.Taken); n > 0 && int64(slices.Max(m.Header.Taken)) >= int64(len(p.list)) {
+		return nil, fmt.Errorf("object %d of %d is taken: %w", slices.Max(m.Header.Taken), len(p.list), toc.ErrInvalid)
+	}
 	s.localObjects, s.localBytes = objects-p.objects, bytes-p.bytes
 	for i, l := range m.Header.Layers {
 		rec.Layers = append(rec.Layers, layerRecord{l.DiffID, l.TOC, m.ImageManifest.Layers[i]})
@@ -193,6 +197,12 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	s.img = img
 	for i, needed := range p.need {
 		if o := p.list[i].Digest; needed && e.claims[o] == nil {
+			e.claims[o] = s
+			s.claimed = append(s.claimed, o)
+		}
+	}
+	for _, i := range m.Header.Taken { // checked above
+		if o := p.list[i].Digest; p.need[i] && e.claims[o] != s {
 			e.claims[o] = s
 			s.claimed = append(s.claimed, o)
 		}

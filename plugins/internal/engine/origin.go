@@ -141,7 +141,7 @@ func (p *proxy) mayServe(hostname string) bool {
 // PlainManifest is Plain for an image of which only a reference with its digest is
 // known.
 func (e *Engine) PlainManifest(namespace, ref string, manifest digest.Digest, why error) {
-	e.plain(refKey{namespace, ref}, refRecord{Target: manifest, Reason: why.Error(), Pulled: time.Now(), Unnamed: true})
+	e.plain(refKey{namespace: namespace, ref: ref}, refRecord{Target: manifest, Reason: why.Error(), Pulled: time.Now(), Unnamed: true})
 }
 
 // Unnamed is a pull for which Name has not been called.
@@ -165,7 +165,7 @@ func (e *Engine) Unnamed() []Unnamed {
 
 // Name gives an image that was pulled without a name the names that it has got.
 func (e *Engine) Name(u Unnamed, names []string) error {
-	old := refKey{u.Namespace, u.Ref}
+	old := refKey{namespace: u.Namespace, ref: u.Ref}
 	e.mu.Lock()
 	r := e.refs[old]
 	if r == nil || !r.rec.Unnamed || len(names) == 0 {
@@ -176,7 +176,7 @@ func (e *Engine) Name(u Unnamed, names []string) error {
 	rec.Unnamed = false
 	named := map[refKey]*ref{}
 	for _, name := range names {
-		named[refKey{u.Namespace, name}] = &ref{rec, r.img}
+		named[refKey{namespace: u.Namespace, ref: name}] = &ref{rec, r.img}
 	}
 	delete(e.refs, old)
 	maps.Copy(e.refs, named)

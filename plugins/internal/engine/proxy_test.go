@@ -106,6 +106,11 @@ type fakeProxy struct {
 	asked   []wire.DeltaRequest
 	planned []wire.PlanRequest
 	refuse  *wire.Error
+	// taken are objects that bundles of an image bring whatever is said to be coming.
+	taken map[string][]uint32 // by reference
+	// named are the images of requests with a name; came is told of new ones.
+	named map[string]*testImage
+	came  *sync.Cond
 
 	// tamper may change the contents of object i of a bundle, or end the bundle
 	// with an error; nil contents leave it out. It may block.
@@ -116,7 +121,8 @@ type fakeProxy struct {
 }
 
 func newFakeProxy(t testing.TB) *fakeProxy {
-	p := &fakeProxy{images: map[string]*testImage{}, sent: map[toc.Digest]int{}}
+	p := &fakeProxy{images: map[string]*testImage{}, sent: map[toc.Digest]int{}, named: map[string]*testImage{}}
+	p.came = sync.NewCond(&p.mu)
 	p.Server = httptest.NewServer(p)
 	t.Cleanup(p.CloseClientConnections)
 	t.Cleanup(p.Close)
@@ -157,6 +163,8 @@ func (p *fakeProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if img := p.lookup(w, r, &req, func() string { return req.Ref }); img != nil {
 			p.mu.Lock()
 			p.asked = append(p.asked, req)
+			p.named[req.Request] = img
+			p.came.Broadcast()
 			p.mu.Unlock()
 			p.delta(w, r, req, img)
 		}
@@ -216,13 +224,22 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 	h := img.header
 	h.Stream = "s"
 	h.Layers = slices.Clone(h.Layers)
-	has := map[toc.Digest]bool{}
 	had := map[toc.Digest][]byte{}
 	for _, part := range req.Partial {
 		had[part.Object] = part.Pieces
 	}
+	has := p.before(req, &h)
+	p.mu.Lock()
+	h.Taken = p.taken[req.Ref]
+	p.mu.Unlock()
+	given := map[toc.Digest]bool{}
+	for _, name := range h.After {
+		for _, l := range p.image(name).layers {
+			given[l.DiffID] = true
+		}
+	}
 	for i := range h.Layers {
-		h.Layers[i].Sent = true
+		h.Layers[i].Sent = !given[h.Layers[i].DiffID]
 		for _, have := range req.Have {
 			if have.DiffID != h.Layers[i].DiffID {
 				continue
@@ -255,6 +272,11 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 		return
 	}
 	w.(http.Flusher).Flush()
+	for _, i := range h.Taken {
+		if list := toc.ObjectList(img.layers...); int(i) < len(list) {
+			has[list[i].Digest] = false
+		}
+	}
 	tree, err := toc.Merge(img.layers...)
 	if err != nil {
 		return
@@ -267,6 +289,33 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 		}
 	}
 	_ = bundle.End()
+}
+
+// image is that of a request.
+func (p *fakeProxy) image(request string) *testImage {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.named[request]
+}
+
+// before waits for the requests that another one was made after, and returns what they
+// bring.
+func (p *fakeProxy) before(req wire.DeltaRequest, h *wire.Header) map[toc.Digest]bool {
+	has := map[toc.Digest]bool{}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range req.After {
+		for p.named[name] == nil {
+			p.came.Wait()
+		}
+		for _, l := range p.named[name].layers {
+			for _, o := range l.Objects {
+				has[o.Digest] = true
+			}
+		}
+		h.After = append(h.After, name)
+	}
+	return has
 }
 
 var errCut = errors.New("cut")

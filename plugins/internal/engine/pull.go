@@ -32,6 +32,9 @@ type PullRequest struct {
 	// Unnamed: Ref is not the image's name, which only the client knows. See Name.
 	Unnamed  bool
 	Platform ocispec.Platform // wanted
+	// Also: the image is pulled for another platform, too, which is meant where Ref is
+	// asked for without one.
+	Also bool
 	// Credentials, if not nil, gives those of the client for the host of Ref.
 	Credentials func(ctx context.Context, host string) (*wire.Credentials, error)
 	// Registry, if not nil, fetches from the registry as the client would: the
@@ -121,7 +124,10 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 			p.documents[d.Digest] = d.Bytes
 		}
 	}
-	key := refKey{r.Namespace, r.Ref}
+	key := refKey{namespace: r.Namespace, ref: r.Ref}
+	if r.Also {
+		key.platform = platforms.Format(r.Platform)
+	}
 	rec := refRecord{
 		Target: p.Target.Digest, Manifest: s.img.digest, Proxy: s.proxy.Address, Pulled: start,
 		WireBytes: s.header, RoundTrips: s.turns, Ready: time.Since(start), Unnamed: r.Unnamed,
@@ -192,7 +198,7 @@ func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, pr
 // header makes one request and reads its answer to the end of the header, behind
 // the gate, except while the proxyd tells that it is still working, or is silent.
 func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, forget bool, progress func(wire.Progress), admit func(*delta.Metadata) error) (_ *delta.Metadata, err error) {
-	g, err := e.enter(ctx)
+	g, err := e.gate.enter(ctx, s.proxy)
 	if err != nil {
 		return nil, err
 	}
@@ -219,6 +225,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 		req.Have = e.inventory()
 	}
 	req.Partial = e.partials()
+	req.Request, req.After = g.name, g.after()
 	ctx, span := startSpan(ctx, "request", req.Ref, s.proxy)
 	defer func() {
 		span.SetStatus(err)
@@ -228,8 +235,15 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if s.bundle, err = s.proxy.client.Delta(sctx, req); err != nil { //nolint:contextcheck // the stream outlives ctx
 		return nil, err
 	}
+	// What others get may be left out, and what they were given need not be sent again.
+	if err := g.first(ctx); err != nil {
+		return nil, err
+	}
+	if len(g.ahead) > 0 {
+		req.Have = e.since(req.Have)
+	}
 	_, headerSpan := startSpan(ctx, "header", req.Ref, s.proxy)
-	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.tocDigest, Encoded: e.baseTOC}, func(p wire.Progress) {
+	m, err := delta.ReadHeader(s.bundle, req, delta.Held{TOC: e.tocDigest, Encoded: e.baseTOC, Rests: g.rests}, func(p wire.Progress) {
 		g.leave()
 		if progress != nil {
 			progress(p)
@@ -254,6 +268,7 @@ func (e *Engine) header(ctx context.Context, s *stream, req wire.DeltaRequest, f
 	if err := admit(m); err != nil {
 		return nil, err
 	}
+	g.admit()
 	e.pin(s)
 	if !stop() { // ctx ended, and with it sctx
 		s.unpin()
@@ -274,6 +289,22 @@ func (e *Engine) inventory() []wire.Have {
 		}
 		missing, coming := e.lacks(l)
 		have = append(have, wire.Have{DiffID: l.diffID, Missing: missing, Coming: coming})
+	}
+	return have
+}
+
+// since adds to what a request said to have the layers that have become known.
+func (e *Engine) since(have []wire.Have) []wire.Have {
+	said := make(map[toc.Digest]bool, len(have))
+	for _, h := range have {
+		said[h.DiffID] = true
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for d := range e.layers {
+		if !said[d] {
+			have = append(have, wire.Have{DiffID: d})
+		}
 	}
 	return have
 }
@@ -368,7 +399,7 @@ func (e *Engine) Plain(namespace, name string, why error) {
 	if why != nil {
 		rec.Reason = why.Error()
 	}
-	e.plain(refKey{namespace, name}, rec)
+	e.plain(refKey{namespace: namespace, ref: name}, rec)
 }
 
 func (e *Engine) plain(key refKey, rec refRecord) {

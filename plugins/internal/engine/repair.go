@@ -18,10 +18,11 @@ import (
 // refetch throws bad objects away and fetches them again: the images that need them
 // are incomplete from now on, first on the disk, then in fact.
 func (e *Engine) refetch(ctx context.Context, bad []toc.Digest) error {
-	if err := e.lock(ctx); err != nil {
+	unlock, err := e.gate.lock(ctx)
+	if err != nil {
 		return err
 	}
-	defer e.unlock()
+	defer unlock()
 	lost := make(map[toc.Digest]bool, len(bad))
 	for _, d := range bad {
 		lost[d] = true

@@ -23,7 +23,7 @@ type state struct{ db *bbolt.DB }
 
 var (
 	bucketImages = []byte("images") // manifest digest (32 bytes) → imageRecord
-	bucketRefs   = []byte("refs")   // namespace 0 ref → refRecord
+	bucketRefs   = []byte("refs")   // namespace 0 ref [0 platform] → refRecord
 	bucketNode   = []byte("node")   // "boot" → boot and mount at which the state was last opened
 )
 
@@ -61,9 +61,17 @@ type refRecord struct {
 	Done       time.Duration `json:"done"`
 }
 
-type refKey struct{ namespace, ref string }
+// refKey is a reference in a namespace. Of an image that was pulled for several
+// platforms the first has none here: who asks for the reference means that.
+type refKey struct{ namespace, ref, platform string }
 
-func (k refKey) bytes() []byte { return []byte(k.namespace + "\x00" + k.ref) }
+func (k refKey) bytes() []byte {
+	b := []byte(k.namespace + "\x00" + k.ref)
+	if k.platform != "" {
+		b = append(append(b, 0), k.platform...)
+	}
+	return b
+}
 
 func openState(path string) (*state, error) {
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 10 * time.Second, NoFreelistSync: true})
@@ -109,7 +117,8 @@ func (s *state) load(image func(toc.Digest, imageRecord), ref func(refKey, refRe
 				return fmt.Errorf("state: reference %q: %w", k, err)
 			}
 			ns, name, _ := strings.Cut(string(k), "\x00")
-			ref(refKey{ns, name}, r)
+			name, platform, _ := strings.Cut(name, "\x00")
+			ref(refKey{ns, name, platform}, r)
 			return nil
 		})
 	})

@@ -15,10 +15,11 @@ import (
 // Sweep drops chains that are not in live, with their trees, TOCs and objects,
 // unless a pull in progress needs them.
 func (e *Engine) Sweep(ctx context.Context, live []digest.Digest) error {
-	if err := e.lock(ctx); err != nil {
+	unlock, err := e.gate.lock(ctx)
+	if err != nil {
 		return err
 	}
-	defer e.unlock()
+	defer unlock()
 	dead := e.unlink(live)
 	var errs []error
 	for _, img := range dead.images {

@@ -59,18 +59,22 @@ type tracer struct {
 
 	mu       sync.Mutex // guards the following
 	settings Optimizer
-	groups   map[string]time.Time  // when the first container of a group began
+	groups   map[string]groupStart
 	running  map[string]*recording // by snapshot
 	waits    map[toc.Digest]*recording
 }
+
+// groupStart is one start of the containers of a group.
+type groupStart struct{ first, last time.Time } // when containers began
 
 // recording is a start that is being traced.
 type recording struct {
 	snapshot string
 	group    string
 	began    time.Time
-	of       *image // nil: of an earlier process
-	name     string // host/repo
+	first    time.Time // when the first container of the group began
+	of       *image    // nil: of an earlier process
+	name     string    // host/repo
 	platform string
 	chain    digest.Digest
 	objects  *pending // object list of the image
@@ -91,7 +95,7 @@ func (e *Engine) tracingMount(snapshot string) string {
 // were traced when the last process ended. Their traces are over.
 func (e *Engine) openTracer(ctx context.Context) (err error) {
 	t := &tracer{
-		kick: make(chan struct{}, 1), groups: map[string]time.Time{},
+		kick: make(chan struct{}, 1), groups: map[string]groupStart{},
 		running: map[string]*recording{}, waits: map[toc.Digest]*recording{},
 	}
 	if t.store, err = trace.Open(e.traceDir()); err != nil {
@@ -215,14 +219,12 @@ func (e *Engine) Trace(ctx context.Context, snapshot string, id digest.Digest, l
 		return ""
 	}
 	t.running[snapshot] = tr
-	if t.groups[tr.group].IsZero() {
-		t.groups[tr.group] = tr.began
-	}
 	window := t.settings.Window
-	t.mu.Unlock()
 	if window == 0 {
 		window = DefaultWindow
 	}
+	tr.first = t.join(tr.group, tr.began, window)
+	t.mu.Unlock()
 	server, err := e.traceServer(snapshot, func(a lazyfs.Access) { tr.rec.Add(a.Object, a.Off, a.N, a.At, a.Wait) })
 	t.mu.Lock()
 	if err == nil {
@@ -243,6 +245,23 @@ func (e *Engine) Trace(ctx context.Context, snapshot string, id digest.Digest, l
 	}
 	logger.Info("a container is traced")
 	return e.tracingMount(snapshot)
+}
+
+// join adds a container to the start of its group, and returns when that began. After a
+// window in which none was added, the next one begins a new start. t.mu is held.
+func (t *tracer) join(group string, began time.Time, window time.Duration) time.Time {
+	for name, g := range t.groups { // labels name groups for as long as the process lives
+		if began.Sub(g.last) > window {
+			delete(t.groups, name)
+		}
+	}
+	g := t.groups[group]
+	if g.first.IsZero() {
+		g.first = began
+	}
+	g.last = began
+	t.groups[group] = g
+	return g.first
 }
 
 // toTrace is a recording for a container on a chain, or nil.
@@ -344,7 +363,7 @@ func (e *Engine) keep(tr *recording) error {
 	if tr.timer != nil {
 		tr.timer.Stop()
 	}
-	first, partial := t.groups[tr.group], tr.server == nil
+	partial := tr.server == nil
 	t.mu.Unlock()
 	seen := tr.rec.Stop(func(d toc.Digest) (uint32, int64, bool) {
 		i, ok := tr.objects.index[d]
@@ -358,8 +377,8 @@ func (e *Engine) keep(tr *recording) error {
 	}
 	seen.Image, seen.Name, seen.Platform, seen.Chain = tr.of.digest, tr.name, tr.platform, tr.chain
 	seen.Group, seen.Snapshot, seen.Partial = tr.group, tr.snapshot, partial
-	if tr.group != "" && !first.IsZero() {
-		seen.Delay = max(seen.Started.Sub(first), 0)
+	if tr.group != "" && !tr.first.IsZero() {
+		seen.Delay = max(seen.Started.Sub(tr.first), 0)
 	}
 	if err := t.store.Put(seen); err != nil {
 		return err

@@ -112,7 +112,7 @@ func (e *Engine) Collect(ctx context.Context) (Collected, error) {
 // of their names, and tells how many there are and how large.
 func (e *Engine) MissingFiles(ctx context.Context, namespace, name string, limit int) (names []string, files, bytes int64, err error) {
 	e.mu.Lock()
-	r := e.refs[refKey{namespace, name}]
+	r := e.refs[refKey{namespace: namespace, ref: name}]
 	e.mu.Unlock()
 	if r == nil {
 		return nil, 0, 0, fmt.Errorf("image %q was not pulled here: %w", name, errdefs.ErrNotFound)

@@ -149,7 +149,7 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 		}
 		failpoint.Here("snapshot-renamed")
 		dir = s.dir(snap.ID)
-		st.snapshot, st.info = snap, base
+		st.snapshot, st.info, st.optimizer = snap, base, base.Labels[plugins.LabelOptimizer]
 		return nil
 	})
 	s.layout.RUnlock()

@@ -92,7 +92,7 @@ func (l *lazy) OnBroken(fn func(context.Context)) { l.broken = fn }
 func (l *lazy) OnCollect(func(context.Context) error) {}
 
 func (l *lazy) Trace(_ context.Context, snapshot string, _ digest.Digest, label string) string {
-	if label != "true" {
+	if label == "" || label == "false" {
 		return ""
 	}
 	l.tracing = append(l.tracing, snapshot)
@@ -444,6 +444,58 @@ func TestTrace(t *testing.T) {
 		t.Errorf("traced are %v after another look", e.tracing)
 	}
 	must(t, s.Remove(ctx, "traced"))
+	if len(e.tracing) != 0 {
+		t.Errorf("traced are %v after the removal", e.tracing)
+	}
+}
+
+// podLabels are those of the pods of containers.
+type podLabels map[string]string
+
+func (p podLabels) Optimizer(_ context.Context, id string) string { return p[id] }
+
+// TestTraceByPod: what a pod says is known only after the first mounts of its container,
+// and heeded before the container runs.
+func TestTraceByPod(t *testing.T) {
+	needRoot(t)
+	ctx := t.Context()
+	e := newLazy(t)
+	s := newLazySnapshotter(t, e, starlight.Config{})
+	name := adopt(t, s, e.add(t, "top", map[string]string{"etc/a": "contents"}), "")
+	pods := podLabels{}
+	s.SetContainers(pods)
+	prepare := func(id string, opts ...snapshots.Opt) {
+		t.Helper()
+		_, err := s.Prepare(ctx, "k8s.io/7/"+id, name, opts...)
+		must(t, err)
+		_, err = s.Mounts(ctx, "k8s.io/7/"+id) // for a look at the files
+		must(t, err)
+	}
+	start := func(id string) string {
+		t.Helper()
+		m, err := s.Mounts(ctx, "k8s.io/7/"+id)
+		must(t, err)
+		return mounted(t, m)
+	}
+	prepare("pod")
+	prepare("other")
+	prepare("no", snapshots.WithLabels(map[string]string{plugins.LabelOptimizer: "false"}))
+	prepare("running")
+	running := start("running")
+	pods["pod"], pods["no"], pods["running"] = "web", "web", "web"
+	checkFile(t, filepath.Join(start("pod"), "etc/a"), "contents")
+	start("other")
+	start("no")
+	start("running")
+	if len(e.tracing) != 1 {
+		t.Errorf("traced are %v, want the container of the pod", e.tracing)
+	}
+	checkFile(t, filepath.Join(running, "etc/a"), "contents")
+	start("pod")
+	if len(e.tracing) != 1 {
+		t.Errorf("traced are %v after another look", e.tracing)
+	}
+	must(t, s.Remove(ctx, "k8s.io/7/pod"))
 	if len(e.tracing) != 0 {
 		t.Errorf("traced are %v after the removal", e.tracing)
 	}

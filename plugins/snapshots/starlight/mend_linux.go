@@ -57,6 +57,16 @@ func (s *Snapshotter) replaceBroken(id string) (bool, error) {
 	if _, broken := s.broken.Load(id); !broken {
 		return false, nil
 	}
+	gone, err := s.unmountUnused(id)
+	if gone {
+		s.broken.Delete(id)
+	}
+	return gone, err
+}
+
+// unmountUnused unmounts the overlay of a snapshot if no container has it, and tells
+// whether it did.
+func (s *Snapshotter) unmountUnused(id string) (bool, error) {
 	used, err := usedElsewhere(s.merged(id))
 	if err != nil || used {
 		return false, err
@@ -68,7 +78,6 @@ func (s *Snapshotter) replaceBroken(id string) (bool, error) {
 		}
 		return false, &os.PathError{Op: "unmount", Path: s.merged(id), Err: err}
 	}
-	s.broken.Delete(id)
 	return true, nil
 }
 

@@ -34,7 +34,11 @@ func (s *Snapshotter) merge(ctx context.Context, st *stack) error {
 	if mounted, err := isMountPoint(s.merged(id)); err != nil {
 		return err
 	} else if mounted {
-		if gone, err := s.replaceBroken(id); err != nil || !gone {
+		gone, err := s.replaceBroken(id)
+		if err == nil && !gone && s.traceLate(st) {
+			gone, err = s.unmountUnused(id)
+		}
+		if err != nil || !gone {
 			return err
 		}
 	}
@@ -60,8 +64,9 @@ func (s *Snapshotter) merge(ctx context.Context, st *stack) error {
 	if st.snapshot.Kind == snapshots.KindActive {
 		o.upper, o.work = s.upper(id), s.work(id)
 		// Before the first mount of a container only: what it has opened stays open.
-		if dir := s.engine.Trace(ctx, id, st.chain, st.info.Labels[plugins.LabelOptimizer]); dir != "" {
+		if dir := s.engine.Trace(ctx, id, st.chain, st.optimizer); dir != "" {
 			o.data = []string{dir}
+			s.traced.Store(id, struct{}{})
 		}
 	}
 	err = o.mount(s.config.Root, s.merged(id))
@@ -71,6 +76,17 @@ func (s *Snapshotter) merge(ctx context.Context, st *stack) error {
 	return err
 }
 
+// traceLate tells whether a container is to be traced, for a reason that was not known
+// when its snapshot was made, and for the first time only: what is opened then stays
+// open.
+func (s *Snapshotter) traceLate(st *stack) bool {
+	if st.optimizer == "" || st.optimizer == "false" || st.info.Labels[plugins.LabelOptimizer] != "" {
+		return false
+	}
+	_, before := s.traced.LoadOrStore(st.snapshot.ID, struct{}{})
+	return !before
+}
+
 // unmerge takes the mount of a snapshot away from our sight. Who uses it keeps it.
 func (s *Snapshotter) unmerge(ctx context.Context, id string) error {
 	if err := s.merging.Lock(ctx, id); err != nil {
@@ -78,6 +94,7 @@ func (s *Snapshotter) unmerge(ctx context.Context, id string) error {
 	}
 	defer s.merging.Unlock(id)
 	s.broken.Delete(id)
+	s.traced.Delete(id)
 	err := unix.Unmount(s.merged(id), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no mount, no directory
 		err = nil

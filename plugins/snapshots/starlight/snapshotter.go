@@ -65,6 +65,13 @@ type Puller interface {
 	Unpacks(ctx context.Context, chain digest.Digest)
 }
 
+// Containers knows the containers that snapshots belong to.
+type Containers interface {
+	// Optimizer is what the pod or the image of a container says about tracing it, as the
+	// value of plugins.LabelOptimizer; "" if there is no such container, or none yet.
+	Optimizer(ctx context.Context, id string) string
+}
+
 // Config of a Snapshotter. All but Root are as for containerd's overlayfs.
 type Config struct {
 	Root string
@@ -83,9 +90,12 @@ type Snapshotter struct {
 	config Config
 	engine Engine // nil: no snapshot is lazy
 	ms     *storage.MetaStore
-	puller atomic.Pointer[Puller] // set once all plugins are there
+	// puller and containers are set once all plugins are there.
+	puller     atomic.Pointer[Puller]
+	containers atomic.Pointer[Containers]
 
 	merging keylock.Locker // of snapshots/N/merged, by N
+	traced  sync.Map       // N → struct{}: its container is traced, or its labels were heeded
 	broken  sync.Map       // N → struct{}: its overlay rests on a lazy file system that has died
 
 	// sweeping is held for reading while a lazy chain becomes a snapshot, and for
@@ -145,6 +155,9 @@ func New(config Config, e Engine) (*Snapshotter, error) {
 
 // SetPuller sets who is asked for chains that the engine does not know.
 func (s *Snapshotter) SetPuller(p Puller) { s.puller.Store(&p) }
+
+// SetContainers sets who knows containers.
+func (s *Snapshotter) SetContainers(c Containers) { s.containers.Store(&c) }
 
 // mountOptions adds what this kernel wants to the configured options.
 func mountOptions(root string, configured []string) []string {

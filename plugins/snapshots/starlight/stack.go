@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/starlight-delta/starlight/plugins"
 )
 
 // stack is what a snapshot is mounted from.
@@ -23,6 +25,8 @@ type stack struct {
 	// chain is that of the first lazy parent, which includes all that is below
 	// it. "": there is none.
 	chain digest.Digest
+	// optimizer is the label that says whether the container is traced.
+	optimizer string
 }
 
 // parentStack reads the stack on which a new child of parent rests.
@@ -67,8 +71,17 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err != nil {
 		return nil, err
 	}
+	if st.optimizer = st.info.Labels[plugins.LabelOptimizer]; st.optimizer == "" && st.chain != "" {
+		if c := s.containers.Load(); c != nil {
+			st.optimizer = (*c).Optimizer(ctx, containerOf(key))
+		}
+	}
 	return s.mounts(ctx, st)
 }
+
+// containerOf is the part of a key that clients chose, which for CRI is the ID of the
+// container.
+func containerOf(key string) string { return key[strings.LastIndexByte(key, '/')+1:] }
 
 func (s *Snapshotter) mounts(ctx context.Context, st *stack) ([]mount.Mount, error) {
 	if st.chain == "" {

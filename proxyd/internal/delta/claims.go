@@ -7,6 +7,7 @@ import "sync"
 // for concurrent use.
 type Claims struct {
 	img     *Image
+	plan    *Plan
 	planned pieces // of the plan
 	claimed pieces
 
@@ -20,13 +21,56 @@ type Claims struct {
 // NewClaims returns the Claims of a plan's stream. What is not in the plan cannot
 // be claimed, because the worker has it or does not need it.
 func NewClaims(img *Image, p *Plan) *Claims {
-	c := &Claims{img: img, wake: make(chan struct{}, 1), planned: newPieces(img), claimed: newPieces(img)}
+	c := &Claims{img: img, wake: make(chan struct{}, 1), plan: p, planned: newPieces(img), claimed: newPieces(img)}
 	for _, it := range p.Items {
 		for i := range it.Pieces {
 			c.planned.set(it.Object, int(it.First+i))
 		}
 	}
 	return c
+}
+
+// Planned tells whether the stream was to bring an object, or what is missing of it.
+func (c *Claims) Planned(object uint32) bool {
+	for i := range c.img.Objects[object].NumPieces() {
+		if c.planned.has(object, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// Before returns, for each object of which the stream still brings hot pieces, how many
+// bytes of hot ones it brings before the first of them.
+func (c *Claims) Before() map[uint32]int64 {
+	before := map[uint32]int64{}
+	sum := int64(0)
+	for _, it := range c.plan.Items[:c.plan.Hot] {
+		for i := range int(it.Pieces) {
+			if piece := int(it.First) + i; c.open(it.Object, piece) {
+				if _, ok := before[it.Object]; !ok {
+					before[it.Object] = sum
+				}
+				sum += int64(c.img.Objects[it.Object].PieceLen(piece))
+			}
+		}
+	}
+	return before
+}
+
+// Take claims a whole object for another stream to the same worker, if nothing of it
+// was sent or is about to be. What the stream may be in the midst of comes twice.
+func (c *Claims) Take(object uint32) bool {
+	n := c.img.Objects[object].NumPieces()
+	for i := range n {
+		if !c.open(object, i) {
+			return false
+		}
+	}
+	for i := range n {
+		c.claimed.set(object, i)
+	}
+	return true
 }
 
 // Claim tells whether the caller is the first to claim the piece, and so is the

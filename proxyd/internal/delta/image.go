@@ -93,6 +93,9 @@ func (img *Image) Index(d toc.Digest) (uint32, bool) {
 // Place returns where an object is stored. The index must be in Objects.
 func (img *Image) Place(object uint32) Place { return img.places[object] }
 
+// Needed tells whether the tree has an object.
+func (img *Image) Needed(object uint32) bool { return img.needed[object] }
+
 // arrange derives from the tree which objects are needed, their neighbours, and
 // the order for what no prediction names.
 func (img *Image) arrange(tree *toc.Tree) error {

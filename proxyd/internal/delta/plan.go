@@ -12,13 +12,16 @@ import (
 // write other bytes for the same plan.
 const encoding = "starlight data frames 2\n"
 
-// Inventory is a layer of which the worker has objects, or objects that it has in part.
+// Inventory is a layer of which the worker has objects, or objects that it has in part,
+// or not.
 type Inventory struct {
 	TOC *toc.TOC // nil: only Partial
 	// Missing is [wire.Have].Missing: nil if it has all of them, else bit i is
 	// set if it lacks object i of TOC.Objects. Objects beyond its end are there.
 	Missing []byte
 	Partial []wire.Partial
+	// Lacks are objects of the image that the worker has not, whatever else is said.
+	Lacks []uint32
 }
 
 // Item is an object, or a run of pieces of it: what orders and plans are made of.
@@ -33,6 +36,11 @@ type Order struct {
 	// Hot is how many of Items a start of the image is expected to read. Nobody
 	// is expected to wait for the others.
 	Hot int
+	// Group names containers that were traced together, and Times tell for each hot item
+	// when it was read, in milliseconds since the first of them began: what images of a
+	// group are sent at the same time is sent by these. They never decrease.
+	Group string
+	Times []uint32
 }
 
 // Plan is what a worker is sent.
@@ -41,6 +49,9 @@ type Plan struct {
 	Items []Item
 	// Hot is how many of Items a start of the image is expected to read.
 	Hot int
+	// Group and Times are those of the order, for the hot items.
+	Group string
+	Times []uint32
 	// Objects is the number of objects, and Bytes their size, uncompressed.
 	Objects int
 	Bytes   int64
@@ -54,7 +65,7 @@ type Plan struct {
 
 // Make plans what to send of img to a worker with the given inventory.
 func Make(img *Image, have []Inventory, order Order) *Plan {
-	p := &Plan{TotalObjects: len(img.rest), TotalBytes: img.bytes}
+	p := &Plan{TotalObjects: len(img.rest), TotalBytes: img.bytes, Group: order.Group}
 	had := make([]bool, len(img.Objects))
 	planned := newPieces(img)  // or not to be
 	held := map[uint32]int64{} // bytes of pieces that the worker has
@@ -64,6 +75,11 @@ func Make(img *Image, have []Inventory, order Order) *Plan {
 		}
 		img.markPieces(planned, held, h.Partial)
 	}
+	for _, h := range have {
+		for _, id := range h.Lacks {
+			had[id] = false
+		}
+	}
 	p.Items = make([]Item, 0, max(len(img.rest), len(order.Items)))
 	for i, it := range order.Items {
 		if int64(it.Object) < int64(len(had)) && img.needed[it.Object] && !had[it.Object] {
@@ -71,6 +87,9 @@ func Make(img *Image, have []Inventory, order Order) *Plan {
 		}
 		if i < order.Hot {
 			p.Hot = len(p.Items)
+		}
+		for i < len(order.Times) && len(p.Times) < p.Hot {
+			p.Times = append(p.Times, order.Times[i])
 		}
 	}
 	for _, id := range img.rest {

@@ -122,7 +122,7 @@ func TestMakeFollowsTheOrder(t *testing.T) {
 	}
 	f := newFixture(t, l)
 	have := []Inventory{{TOC: f.tocs[0], Missing: []byte{0b110111}}} // has 3
-	got := Make(f.img, have, Order{whole(5, 99, 3, 5, 1<<32-1, 0), 3})
+	got := Make(f.img, have, Order{Items: whole(5, 99, 3, 5, 1<<32-1, 0), Hot: 3})
 	if d := cmp.Diff(whole(5, 0, 1, 2, 4), got.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
 	}
@@ -134,9 +134,9 @@ func TestMakeFollowsTheOrder(t *testing.T) {
 func TestMakeCutsObjects(t *testing.T) {
 	f := textFixture(t, 1, 1000, 9*toc.PieceSize+1)
 	run := func(object, first, pieces uint32) Item { return Item{Object: object, First: first, Pieces: pieces} }
-	got := Make(f.img, nil, Order{[]Item{
+	got := Make(f.img, nil, Order{Items: []Item{
 		run(1, 8, 1), run(1, 4, 2), run(1, 3, 3), run(0, 1, 0), run(0, 0, 7), run(1, 9, 1<<31), run(1, 10, 0),
-	}, 2})
+	}, Hot: 2})
 	want := []Item{run(1, 8, 1), run(1, 4, 2), run(1, 3, 1), run(0, 0, 1), run(1, 9, 1), run(1, 0, 3), run(1, 6, 2)}
 	if d := cmp.Diff(want, got.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
@@ -160,7 +160,7 @@ func TestMakeLeavesHiddenObjectsOut(t *testing.T) {
 	upper.file(t, ".wh.c", nil)
 	upper.file(t, "d", []byte("moved"))
 	f := newFixture(t, lower, upper)
-	p := Make(f.img, nil, Order{whole(0, 1, 2, 3), 0})
+	p := Make(f.img, nil, Order{Items: whole(0, 1, 2, 3), Hot: 0})
 	if d := cmp.Diff(whole(2, 3), p.Items); d != "" {
 		t.Errorf("plan differs (-want +got):\n%s", d)
 	}
@@ -208,7 +208,7 @@ func TestMakeGolden(t *testing.T) {
 	f := newFixture(t, lower, upper)
 	sh, _ := f.img.Index(sha256.Sum256([]byte("bin/sh")))
 	index, _ := f.img.Index(sha256.Sum256([]byte("app/index.js")))
-	p := Make(f.img, nil, Order{whole(index, sh), 1})
+	p := Make(f.img, nil, Order{Items: whole(index, sh), Hot: 1})
 	names := map[toc.Digest]string{}
 	_ = f.tree.Walk(func(path string, n *toc.Node) error {
 		names[n.Object] += " " + path
@@ -344,5 +344,38 @@ func TestPlanLeavesOutPieces(t *testing.T) {
 	}
 	if !tested {
 		t.Error("no image had a large object")
+	}
+}
+
+// TestTimes: each hot item of a plan has the time of the item of the order that it is of.
+func TestTimes(t *testing.T) {
+	l := newLayer()
+	for i := range 6 {
+		l.file(t, fmt.Sprintf("f%d", i), fmt.Append(nil, "contents", i))
+	}
+	f := newFixture(t, l)
+	have := []Inventory{{TOC: f.tocs[0], Missing: []byte{0b110111}}} // has 3
+	got := Make(f.img, have, Order{Items: whole(5, 3, 99, 5, 0, 1), Hot: 5, Group: "g", Times: []uint32{10, 20, 30, 40, 50}})
+	if got.Group != "g" || got.Hot != 2 || fmt.Sprint(got.Times) != "[10 50]" {
+		t.Errorf("got group %q, %d hot, times %v, want g, 2, [10 50]", got.Group, got.Hot, got.Times)
+	}
+}
+
+// TestClaimsBefore: how far away hot objects are counts what is not sent yet.
+func TestClaimsBefore(t *testing.T) {
+	l := newLayer()
+	for i := range 6 {
+		l.file(t, fmt.Sprintf("f%d", i), fmt.Append(nil, "contents", i))
+	}
+	f := newFixture(t, l)
+	c := NewClaims(f.img, Make(f.img, nil, Order{Items: whole(5, 3, 0, 1), Hot: 3}))
+	if got := fmt.Sprint(c.Before()); got != "map[0:18 3:9 5:0]" {
+		t.Errorf("got %s", got)
+	}
+	if !c.Take(5) || c.Take(5) || !c.Take(1) {
+		t.Error("what is not sent yet is taken once")
+	}
+	if got := fmt.Sprint(c.Before()); got != "map[0:9 3:0]" {
+		t.Errorf("got %s after one was taken", got)
 	}
 }

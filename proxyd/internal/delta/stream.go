@@ -28,10 +28,10 @@ type Steer struct {
 	// Frames, if not nil, are frames that were made before, of a worker that takes
 	// filtered pieces. They may bring some pieces that are not in the plan.
 	Frames *FrameSource
-	// Pause, if not nil, is asked before each piece of what no start is expected to
-	// read. If it returns a function, what is ready goes out, and the stream waits
+	// Pause, if not nil, is asked before each piece, of so many bytes, of an item of the
+	// plan. If it returns a function, what is ready goes out, and the stream waits
 	// until the function returns: others to the same worker are more urgent.
-	Pause func() (wait func(context.Context))
+	Pause func(item, size int) (wait func(context.Context))
 }
 
 // Stream writes the data frames of a plan to w, and no end frame. If it is not
@@ -93,8 +93,9 @@ func (m *maker) all(ctx context.Context, p *Plan, steer Steer) error {
 	for n, it := range p.Items {
 		m.hot = n < p.Hot
 		for i := range it.Pieces {
-			if !m.hot && steer.Pause != nil {
-				if wait := steer.Pause(); wait != nil {
+			piece := int(it.First + i)
+			if steer.Pause != nil {
+				if wait := steer.Pause(n, m.img.Objects[it.Object].PieceLen(piece)); wait != nil {
 					if err := m.flush(ctx); err != nil {
 						return err
 					}
@@ -104,7 +105,6 @@ func (m *maker) all(ctx context.Context, p *Plan, steer Steer) error {
 			if err := m.hurry(ctx, false); err != nil {
 				return err
 			}
-			piece := int(it.First + i)
 			if m.patcher != nil {
 				m.patcher.advance(m.img.Objects[it.Object].PieceLen(piece))
 			}

@@ -112,7 +112,7 @@ func TestStreamDoesNotHoldBack(t *testing.T) {
 	f := textFixture(t, 10, 1000, 2*SmallObject)
 	large := uint32(10)
 	w := newWorker()
-	b := stream(t, f, Make(f.img, nil, Order{whole(3, large, 5), 0}), nil)
+	b := stream(t, f, Make(f.img, nil, Order{Items: whole(3, large, 5), Hot: 0}), nil)
 	if err := w.receive(f.img.Objects, b); err != nil {
 		t.Fatal(err)
 	}
@@ -375,7 +375,10 @@ func TestPause(t *testing.T) {
 	out := bundle(t, func(bw *wire.Writer) error {
 		return Stream(t.Context(), bw, f.img, p, f.packs, Steer{
 			Skip: c.Skip, Urgent: c.Urgent,
-			Pause: func() func(context.Context) {
+			Pause: func(item, _ int) func(context.Context) {
+				if item < p.Hot {
+					return nil
+				}
 				if paused++; paused > 1 {
 					return nil
 				}

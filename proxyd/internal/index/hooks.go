@@ -104,24 +104,35 @@ func distribution(r *http.Request, d *json.Decoder) ([]pushed, error) {
 	return refs, nil
 }
 
-// harbor reads a webhook.
+// harbor reads a webhook, in Harbor's own form or as a CloudEvent.
 func harbor(_ *http.Request, d *json.Decoder) ([]pushed, error) {
+	type data struct {
+		Resources []struct {
+			Tag    string `json:"tag"`
+			Digest string `json:"digest"`
+			URL    string `json:"resource_url"`
+		} `json:"resources"`
+	}
 	var hook struct {
-		Type string `json:"type"`
-		Data struct {
-			Resources []struct {
-				Tag    string `json:"tag"`
-				Digest string `json:"digest"`
-				URL    string `json:"resource_url"`
-			} `json:"resources"`
-		} `json:"event_data"`
+		Type  string `json:"type"`
+		Data  data   `json:"event_data"`
+		Cloud data   `json:"data"`
 	}
 	if err := d.Decode(&hook); err != nil {
 		return nil, err
 	}
+	var all data
+	switch hook.Type {
+	case "PUSH_ARTIFACT":
+		all = hook.Data
+	case "harbor.artifact.pushed":
+		all = hook.Cloud
+	}
 	var refs []pushed
-	for _, r := range hook.Data.Resources {
-		if hook.Type == "PUSH_ARTIFACT" && r.Tag != "" && r.URL != "" {
+	for _, r := range all.Resources {
+		// What was pushed without a tag, such as the manifests of an index, has its
+		// digest there.
+		if r.Tag != "" && !strings.Contains(r.Tag, ":") && r.URL != "" {
 			refs = append(refs, pushed{r.URL, r.Digest})
 		}
 	}

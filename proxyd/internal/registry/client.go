@@ -25,7 +25,7 @@ import (
 )
 
 const (
-	defaultCacheTTL = 30 * time.Second
+	defaultCacheTTL = 5 * time.Second
 	// maxCached bounds both caches; when one is full, answers are not cached.
 	maxCached = 1024
 	// maxCachedImage: larger documents are asked for again.

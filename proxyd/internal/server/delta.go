@@ -26,6 +26,8 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		return err
 	}
 	rec.ref, rec.platform = req.Ref, req.Platform
+	settle := s.joint.arrive(req.Worker, req.Request)
+	defer settle(nil)
 	platform, err := parsePlatform(req.Platform)
 	if err != nil {
 		return err
@@ -42,7 +44,7 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 	if !req.HaveManifest.IsZero() && req.HaveManifest != img.Manifest.Digest {
 		return invalid("the reference does not lead to the manifest that the worker has")
 	}
-	b := &bundle{s: s, w: w, out: wire.NewWriter(w), rec: rec, req: &req, img: img}
+	b := &bundle{s: s, w: w, out: wire.NewWriter(w), rec: rec, req: &req, img: img, settle: settle}
 	im, err := b.prepare(ctx)
 	switch {
 	case err != nil:
@@ -103,6 +105,8 @@ type bundle struct {
 	rec *record
 	req *wire.DeltaRequest
 	img *registry.Image
+	// settle tells requests that wait for this one what it brings.
+	settle func(*stream)
 
 	done, total atomic.Int64 // of the ingest
 	progressed  atomic.Bool  // a progress frame was written: only retry can follow
@@ -185,6 +189,7 @@ func (b *bundle) ingest(ctx context.Context) ([]*meta.Layer, error) {
 
 func (b *bundle) progress(stage string) error {
 	b.progressed.Store(true)
+	b.settle(nil)
 	b.bundleType()
 	return b.out.Progress(wire.Progress{Stage: stage, Done: b.done.Load(), Total: b.total.Load()})
 }
@@ -207,12 +212,21 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	if err != nil {
 		return err
 	}
-	inventory = append(inventory, delta.Inventory{Partial: b.req.Partial})
 	order, err := b.s.library.current(ctx, im)
 	if err != nil {
 		return err
 	}
+	before, after, err := b.s.joint.before(ctx, b.req.Worker, b.req.After)
+	if err != nil {
+		return err
+	}
+	inventory = append(inventory, planned(im, before)...)
+	inventory = append(inventory, delta.Inventory{Partial: b.req.Partial})
 	plan := delta.Make(im.delta, inventory, order)
+	taken := b.s.streams.take(im, b.req.Worker, order, plan)
+	if len(taken) > 0 {
+		plan = delta.Make(im.delta, append(inventory, delta.Inventory{Lacks: taken}), order)
+	}
 	patches, err := b.s.patching(ctx, im, plan, b.req)
 	if err != nil {
 		return err
@@ -226,9 +240,17 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 
 	st := b.s.streams.open(reference(b.img), b.req.Worker, im, plan)
 	defer b.s.streams.close(st)
+	if !b.req.HeaderOnly {
+		b.settle(st)
+	}
 	b.s.cfg.Metrics.streams.Inc()
 	defer b.s.cfg.Metrics.streams.Dec()
-	if err := b.head(ctx, im, plan, bases, patches, st.name); err != nil {
+	h := &wire.Header{
+		Stream: st.name, Plan: plan.Digest, Bases: patches.bases(), Ticket: b.ticket(), After: after, Taken: taken,
+		Objects: plan.Objects, Bytes: plan.Bytes,
+		TotalObjects: plan.TotalObjects, TotalBytes: plan.TotalBytes,
+	}
+	if err := b.head(ctx, im, h, bases, before); err != nil {
 		return err
 	}
 	if !b.req.HeaderOnly {
@@ -250,13 +272,8 @@ func (b *bundle) ticket() string {
 	return b.s.cfg.Tickets.Issue(image, time.Now())
 }
 
-// head writes all that comes before the first data frame.
-func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []*layer, patches *patching, stream string) error {
-	h := &wire.Header{
-		Stream: stream, Plan: plan.Digest, Bases: patches.bases(), Ticket: b.ticket(),
-		Objects: plan.Objects, Bytes: plan.Bytes,
-		TotalObjects: plan.TotalObjects, TotalBytes: plan.TotalBytes,
-	}
+// head completes the header, and writes all that comes before the first data frame.
+func (b *bundle) head(ctx context.Context, im *image, h *wire.Header, bases []*layer, before []*stream) error {
 	documents := []*registry.Blob{&b.img.Manifest, &b.img.Config}
 	if b.img.Index != nil {
 		documents = append([]*registry.Blob{b.img.Index}, documents...)
@@ -267,6 +284,11 @@ func (b *bundle) head(ctx context.Context, im *image, plan *delta.Plan, bases []
 	known := make(map[toc.Digest]bool, len(b.req.Have))
 	for _, have := range b.req.Have {
 		known[have.DiffID] = true
+	}
+	for _, st := range before {
+		for _, m := range st.img.layers {
+			known[m.DiffID] = true
+		}
 	}
 	var send []int
 	for i, m := range im.layers {
@@ -324,7 +346,7 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 	}
 	steer := delta.Steer{
 		Skip: skip, Urgent: st.claims.Urgent, Patcher: patches.patcher(),
-		Pause: func() func(context.Context) { return b.s.streams.pause(st) },
+		Pause: func(item, size int) func(context.Context) { return b.s.streams.pause(st, item, size) },
 	}
 	if b.s.fresh != nil && b.req.Kinds.Has(wire.FilterKinds) {
 		file, err := b.s.fresh.open(ctx, im)

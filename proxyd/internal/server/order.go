@@ -24,7 +24,7 @@ const orderStatic = "static"
 
 // orderVersion is the first byte of a stored order. It changes with the
 // predictor, so that orders of an older one are computed again.
-const orderVersion = 9
+const orderVersion = 10
 
 // order returns the order of sending: the stored one, or the predicted one,
 // which is stored.
@@ -49,14 +49,22 @@ func (l *library) order(ctx context.Context, im *image, img *registry.Image, tre
 
 // encodeOrder stores an order as
 //
-//	orderVersion hot(uvarint) *(object(varint) [first(uvarint) pieces(uvarint)])
+//	orderVersion hot(uvarint) group(uvarint, bytes) times(uvarint) *time(uvarint) *(object(varint) [first(uvarint) pieces(uvarint)])
 //
 // where object is the distance to the successor of the object before, so that
 // neighbours take one byte, shifted left by one; its lowest bit says that it is not
-// the whole object.
+// the whole object; times are distances, too.
 func encodeOrder(order delta.Order) []byte {
-	b := append(make([]byte, 0, 8+3*len(order.Items)), orderVersion)
+	b := append(make([]byte, 0, 8+len(order.Group)+2*len(order.Times)+3*len(order.Items)), orderVersion)
 	b = binary.AppendUvarint(b, uint64(order.Hot))
+	b = binary.AppendUvarint(b, uint64(len(order.Group)))
+	b = append(b, order.Group...)
+	b = binary.AppendUvarint(b, uint64(len(order.Times)))
+	at := uint32(0)
+	for _, t := range order.Times {
+		b = binary.AppendUvarint(b, uint64(t-at))
+		at = t
+	}
 	prev := int64(-1)
 	for _, it := range order.Items {
 		part := it.First > 0 || it.Pieces > 0
@@ -97,6 +105,16 @@ func decodeOrder(b []byte, objects []toc.Object) (order delta.Order, ok bool) {
 	}
 	ok = true
 	order.Hot = int(uvarint(most))
+	group := uvarint(len(b))
+	if int64(group) > int64(len(b)) { // b has become shorter
+		return order, false
+	}
+	order.Group, b = string(b[:group]), b[group:]
+	at := uint32(0)
+	for range uvarint(order.Hot) {
+		at += uvarint(math.MaxUint32)
+		order.Times = append(order.Times, at)
+	}
 	order.Items = make([]delta.Item, 0, min(most, len(b)))
 	prev := int64(-1)
 	for ok && len(b) > 0 && len(order.Items) < most {

@@ -28,6 +28,7 @@ type Server struct {
 	encoder *delta.Encoder
 	fresh   *fresh // nil: nothing is compressed ahead
 	streams streams
+	joint   joint
 
 	requests, bundles, waiting, reports slots
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
@@ -51,7 +52,7 @@ func TestOrderCodec(t *testing.T) {
 	objects := make([]toc.Object, 1000)
 	objects[7].Size = 9 * toc.PieceSize
 	r := rand.New(rand.NewPCG(1, 2))
-	order := delta.Order{Hot: 300}
+	order := delta.Order{Hot: 300, Group: "web", Times: []uint32{0, 5, 5, 70000}}
 	for _, i := range r.Perm(1000) {
 		it := delta.Item{Object: uint32(i)}
 		if i == 7 {
@@ -61,14 +62,15 @@ func TestOrderCodec(t *testing.T) {
 	}
 	order.Items = append(order.Items, delta.Item{Object: 7}, delta.Item{Object: 999, First: 1<<32 - 1})
 	got, ok := decodeOrder(encodeOrder(order), objects)
-	if !ok || got.Hot != order.Hot || !slices.Equal(got.Items, order.Items) {
+	if !ok || got.Hot != order.Hot || got.Group != order.Group || !slices.Equal(got.Times, order.Times) || !slices.Equal(got.Items, order.Items) {
 		t.Error("an order does not survive")
 	}
 	items := func(hot, n int, object uint32) []byte {
 		return encodeOrder(delta.Order{Items: slices.Repeat([]delta.Item{{Object: object}}, n), Hot: hot})
 	}
 	for name, b := range map[string][]byte{
-		"empty": nil, "old": {0, 0}, "cut": {orderVersion, 0, 0x80}, "no hot": {orderVersion}, "cut range": {orderVersion, 0, 2},
+		"empty": nil, "old": {0, 0}, "cut": {orderVersion, 0, 0, 0, 0x80}, "no hot": {orderVersion}, "cut range": {orderVersion, 0, 0, 0, 2},
+		"cut group": {orderVersion, 0, 200, 'g'}, "times of what is not hot": {orderVersion, 0, 0, 1, 0},
 		"out of range": items(0, 1, 1000), "too long": items(0, 2017, 0), "too hot": items(2, 1, 0),
 	} {
 		if _, ok := decodeOrder(b, objects); ok {
@@ -152,18 +154,10 @@ func TestLoggable(t *testing.T) {
 // images of the same worker read, as long as that goes on.
 func TestPauseForOthers(t *testing.T) {
 	var s streams
-	tree, err := toc.Merge()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := delta.NewImage(nil, tree)
-	if err != nil {
-		t.Fatal(err)
-	}
-	img := &image{delta: d}
+	img := &image{delta: emptyImage(t)}
 	open := func(worker string, hot int) *stream { return s.open("r", worker, img, &delta.Plan{Hot: hot}) }
 	st := open("a", 1)
-	if s.pause(st) != nil || st.hot.Load() {
+	if s.pause(st, 1, 0) != nil || st.hot.Load() {
 		t.Error("a stream alone pauses, or still is hot after its turn")
 	}
 	for name, tt := range map[string]struct {
@@ -179,23 +173,126 @@ func TestPauseForOthers(t *testing.T) {
 	} {
 		other := open(tt.worker, tt.hot)
 		other.moved.Store(time.Now().Add(-tt.age).UnixNano())
-		if got := s.pause(st) != nil; got != tt.want {
+		if got := s.pause(st, 1, 0) != nil; got != tt.want {
 			t.Errorf("%s: pauses %v, want %v", name, got, tt.want)
 		}
 		s.close(other)
 	}
 	nameless := open("", 1)
 	open("", 1)
-	if s.pause(nameless) != nil {
+	if s.pause(nameless, 1, 0) != nil {
 		t.Error("workers without a name wait for each other")
 	}
 	other := open("a", 1)
-	wait := s.pause(st)
+	wait := s.pause(st, 1, 0)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		wait(t.Context())
 	}()
-	s.pause(other) // it is cold now
+	s.pause(other, 1, 0) // it is cold now
 	<-done
+}
+
+// TestTurns: what starts read of several images goes side by side: by bytes, or by the
+// times of the traces of one group.
+func TestTurns(t *testing.T) {
+	for name, tt := range map[string]struct {
+		groups [3]string // of the stream and two others
+		sent   [3]int64
+		times  [3]int64
+		slow   bool // the others
+		want   bool
+	}{
+		"level":             {want: false},
+		"ahead":             {sent: [3]int64{2 * lead, 0, 2 * lead}, want: true},
+		"ahead of slow":     {sent: [3]int64{2 * lead, 0, 2 * lead}, slow: true, want: false},
+		"within the lead":   {sent: [3]int64{lead, 0, 0}, want: false},
+		"behind":            {sent: [3]int64{0, 2 * lead, lead}, want: false},
+		"group":             {groups: [3]string{"g", "g", "g"}, sent: [3]int64{2 * lead, 0, 0}, times: [3]int64{10, 20, 30}, want: false},
+		"early in group":    {groups: [3]string{"g", "g", "g"}, times: [3]int64{500, 20, 900}, want: true},
+		"another in group":  {groups: [3]string{"g", "g", "other"}, times: [3]int64{500, 20, 900}, want: false},
+		"group and another": {groups: [3]string{"g", "g", ""}, sent: [3]int64{2 * lead, 0, 0}, want: true},
+	} {
+		var s streams
+		img := &image{delta: emptyImage(t)}
+		var all [3]*stream
+		for i := range all {
+			all[i] = s.open("r", "a", img, &delta.Plan{Hot: 1, Group: tt.groups[i]})
+			all[i].sent.Store(tt.sent[i])
+			all[i].time.Store(tt.times[i])
+			if tt.slow && i > 0 {
+				all[i].moved.Store(time.Now().Add(-2 * slow * 3 / 4).UnixNano())
+			}
+		}
+		if got := s.ahead(all[0]); got != tt.want {
+			t.Errorf("%s: waits %v, want %v", name, got, tt.want)
+		}
+	}
+	// Who comes later begins behind the others.
+	var s streams
+	img := &image{delta: emptyImage(t)}
+	s.open("r", "a", img, &delta.Plan{Hot: 1}).sent.Store(9 * lead)
+	if got := s.open("r", "a", img, &delta.Plan{Hot: 1}).sent.Load(); got != 8*lead {
+		t.Errorf("begins at %d", got)
+	}
+}
+
+// TestJointForgets: what was named and never came, and what was planned long ago, is not
+// kept.
+func TestJointForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var j joint
+		known := func() int {
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			return len(j.m)
+		}
+		st := &stream{}
+		settle := j.arrive("w", "a")
+		go func() {
+			time.Sleep(time.Second)
+			settle(st)
+			settle(nil) // counts no more
+		}()
+		began := time.Now()
+		streams, rest, err := j.before(t.Context(), "w", []string{"never", "a", "nor this"})
+		if err != nil || len(streams) != 1 || streams[0] != st || !slices.Equal(rest, []string{"a"}) {
+			t.Errorf("got %v, %v, %v, want the stream of a", streams, rest, err)
+		}
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("took %v, want until the other was planned", took)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, _, err := j.before(ctx, "w", []string{"gone"}); !errors.Is(err, context.Canceled) {
+			t.Errorf("got %v", err)
+		}
+		if _, _, err := j.before(t.Context(), "", []string{"a"}); err != nil || known() != 1 {
+			t.Errorf("%v; %d are known, want one", err, known())
+		}
+		j.arrive("w", "") // nobody can name it
+		time.Sleep(remembered)
+		synctest.Wait()
+		if n := known(); n != 0 {
+			t.Errorf("%d are known at the end", n)
+		}
+		j.arrive("w", "busy")
+		if streams, _, err := j.before(t.Context(), "w", []string{"busy"}); err != nil || len(streams) != 0 {
+			t.Errorf("got %v, %v for one that is never planned", streams, err)
+		}
+	})
+}
+
+func emptyImage(t *testing.T) *delta.Image {
+	t.Helper()
+	tree, err := toc.Merge()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := delta.NewImage(nil, tree)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
 }

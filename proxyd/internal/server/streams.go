@@ -1,9 +1,11 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,22 +29,30 @@ type stream struct {
 	claims *delta.Claims
 	failed atomic.Bool // an answer broke off that had claimed objects
 
-	worker string       // that it goes to, or ""
+	worker string // that it goes to, or ""
+	plan   *delta.Plan
 	hot    atomic.Bool  // it still sends what a start is expected to read
 	moved  atomic.Int64 // when it last went on, Unix nanoseconds
+	sent   atomic.Int64 // bytes of what is hot, from where the others were when it began
+	time   atomic.Int64 // of what it sends, in the traces of its group, in milliseconds
 }
 
 // open registers a stream of the objects of a plan.
 func (s *streams) open(ref, worker string, img *image, plan *delta.Plan) *stream {
 	var b [16]byte
 	_, _ = rand.Read(b[:]) // never fails
-	st := &stream{name: hex.EncodeToString(b[:]), ref: ref, img: img, claims: delta.NewClaims(img.delta, plan), worker: worker}
+	st := &stream{name: hex.EncodeToString(b[:]), ref: ref, img: img, claims: delta.NewClaims(img.delta, plan), worker: worker, plan: plan}
 	st.hot.Store(plan.Hot > 0)
 	st.moved.Store(time.Now().UnixNano())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.m == nil {
 		s.m = make(map[string]*stream)
+	}
+	// Who comes later begins behind the others, which let it find its pace.
+	if others := s.others(st); len(others) > 0 {
+		last := slices.MinFunc(others, func(a, b *stream) int { return cmp.Compare(a.sent.Load(), b.sent.Load()) })
+		st.sent.Store(last.sent.Load() - lead)
 	}
 	s.m[st.name] = st
 	return st
@@ -66,33 +76,76 @@ func (s *streams) find(name, ref string) *stream {
 }
 
 const (
-	// stuck is a stream that has not gone on for so long: nobody waits for it.
-	stuck = 2 * time.Second
+	// stuck is a stream that has not gone on for so long: nobody waits for it. With what
+	// is urgent itself nobody waits for longer than slow.
+	stuck, slow = 2 * time.Second, time.Second
 	// turn is how often a stream looks whether it may go on.
-	turn = 50 * time.Millisecond
+	turn = 10 * time.Millisecond
+	// lead is by how many bytes a stream may be ahead of others: enough for the link to
+	// be full while a new connection finds its pace.
+	lead = 4 << 20
+	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
+	leadTime = 50
 )
 
-// ahead tells whether another stream to the same worker brings what a start is
-// expected to read.
-func (s *streams) ahead(st *stream) bool {
+// others lists the streams to the same worker that bring what a start is expected to
+// read, and go on. s.mu is held.
+func (s *streams) others(st *stream) []*stream {
+	var out []*stream
 	if st.worker == "" {
-		return false
+		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for _, other := range s.m {
 		if other != st && other.worker == st.worker && other.hot.Load() &&
 			time.Since(time.Unix(0, other.moved.Load())) < stuck {
+			out = append(out, other)
+		}
+	}
+	return out
+}
+
+// ahead tells whether a stream must wait for others: with what no start is expected to
+// read for all of them, else for those that are behind, in time where they were traced
+// as one group, or in bytes.
+func (s *streams) ahead(st *stream) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	others := s.others(st)
+	if !st.hot.Load() {
+		return len(others) > 0
+	}
+	// One measure for all of them, or they might wait for each other.
+	group := st.plan.Group
+	if slices.ContainsFunc(others, func(o *stream) bool { return o.plan.Group != group }) {
+		group = ""
+	}
+	for _, o := range others {
+		switch behind := st.sent.Load() - o.sent.Load(); {
+		case time.Since(time.Unix(0, o.moved.Load())) > slow:
+		case group != "":
+			if st.time.Load() > o.time.Load()+leadTime {
+				return true
+			}
+		case behind > lead:
 			return true
 		}
 	}
 	return false
 }
 
-// pause is delta.Steer.Pause for a stream: images that are pulled together share
-// the link until each has what its start reads. The rest of all comes after.
-func (s *streams) pause(st *stream) func(context.Context) {
-	st.hot.Store(false)
+// pause is delta.Steer.Pause for a stream: images that are pulled together get what their
+// starts read side by side, so that each is useful soon, and the rest of all comes after.
+// A new connection would not get its share of the link from one that fills it.
+func (s *streams) pause(st *stream, item, size int) func(context.Context) {
+	switch {
+	case item >= st.plan.Hot:
+		st.hot.Store(false)
+	default:
+		st.sent.Add(int64(size))
+		if item < len(st.plan.Times) {
+			st.time.Store(int64(st.plan.Times[item]))
+		}
+	}
 	if !s.ahead(st) {
 		return nil
 	}
@@ -100,6 +153,7 @@ func (s *streams) pause(st *stream) func(context.Context) {
 		t := time.NewTicker(turn)
 		defer t.Stop()
 		for s.ahead(st) {
+			st.moved.Store(time.Now().UnixNano()) // it is not stuck, it waits
 			select {
 			case <-t.C:
 			case <-st.claims.Wake():

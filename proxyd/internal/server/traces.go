@@ -130,9 +130,9 @@ func (l *library) relearn(ctx context.Context, repo string, im *image) error {
 	}
 	pieces := piecesOf(im.delta)
 	learned := trace.Aggregate(traces, pieces)
-	order := delta.Order{Items: itemsOf(learned.Items)}
-	if learned.Full > 0 {
-		order.Hot = learned.Hot
+	order := orderOf(learned)
+	if learned.Full == 0 {
+		order.Hot = 0
 	}
 	if err := l.cfg.Meta.PutOrder(ctx, im.manifest, orderTrace, encodeOrder(order)); err != nil {
 		return err
@@ -174,7 +174,9 @@ func (l *library) current(ctx context.Context, im *image) (delta.Order, error) {
 // before puts what was seen before what is guessed. If nothing says that all has
 // been seen, what is guessed is hot as well.
 func before(seen, guessed delta.Order) delta.Order {
-	o := delta.Order{Hot: seen.Hot, Items: make([]delta.Item, 0, len(seen.Items)+len(guessed.Items))}
+	o := delta.Order{
+		Hot: seen.Hot, Items: make([]delta.Item, 0, len(seen.Items)+len(guessed.Items)), Group: seen.Group, Times: seen.Times,
+	}
 	o.Items = append(append(o.Items, seen.Items...), guessed.Items...)
 	if o.Hot == 0 {
 		o.Hot = len(seen.Items) + guessed.Hot
@@ -209,11 +211,10 @@ func (l *library) inherit(ctx context.Context, repo string, im *image, tree *toc
 		if err != nil || len(p.Entries) == 0 || stored.Manifest == im.manifest {
 			continue
 		}
-		items, found := p.Apply(files)
+		order, found := p.Apply(files)
 		if share := float64(found) / float64(len(p.Entries)); share > least {
-			least, best = share, delta.Order{Items: itemsOf(items)}
-			if p.Full {
-				best.Hot = len(items)
+			if least, best = share, orderOf(order); !p.Full {
+				best.Hot = 0
 			}
 		}
 	}
@@ -268,10 +269,10 @@ func piecesOf(img *delta.Image) []uint32 {
 	return pieces
 }
 
-func itemsOf(items []trace.Item) []delta.Item {
-	out := make([]delta.Item, len(items))
-	for i, it := range items {
-		out[i] = delta.Item(it)
+func orderOf(o trace.Order) delta.Order {
+	out := delta.Order{Items: make([]delta.Item, len(o.Items)), Hot: o.Hot, Group: o.Group, Times: o.Times}
+	for i, it := range o.Items {
+		out.Items[i] = delta.Item(it)
 	}
 	return out
 }

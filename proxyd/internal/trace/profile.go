@@ -12,6 +12,8 @@ import (
 type Profile struct {
 	// Full: traces saw all that starts read.
 	Full bool `json:"full,omitempty"`
+	// Group is that of the order.
+	Group string `json:"group,omitempty"`
 	// Entries, the most urgent first.
 	Entries []Entry `json:"entries"`
 }
@@ -25,6 +27,8 @@ type Entry struct {
 	// End: the run ends with the file, as the directory of an archive does. First
 	// then counts from the end.
 	End bool `json:"e,omitempty"`
+	// Time of the order, if there is a group.
+	Time uint32 `json:"t,omitempty"`
 }
 
 const (
@@ -41,12 +45,15 @@ type File struct {
 // NewProfile names by their paths what an order says to be hot. paths tells the
 // path of each object, or "".
 func NewProfile(o Order, pieces []uint32, paths []string) *Profile {
-	p := &Profile{Full: o.Full > 0}
-	for _, it := range o.Items[:o.Hot] {
+	p := &Profile{Full: o.Full > 0, Group: o.Group}
+	for i, it := range o.Items[:o.Hot] {
 		if paths[it.Object] == "" || len(p.Entries) == maxEntries {
 			continue
 		}
 		e := Entry{Path: paths[it.Object], First: it.First, Pieces: it.Pieces}
+		if i < len(o.Times) {
+			e.Time = o.Times[i]
+		}
 		n := pieces[it.Object]
 		switch {
 		case it.First == 0 && (it.Pieces == 0 || it.Pieces == n):
@@ -135,9 +142,10 @@ func (f *Files) find(path string) (File, bool) {
 // of them are a row of things.
 const maxSimilar = 4
 
-// Apply is the order that a profile gives to other files, and how many of its
-// entries it found there.
-func (p *Profile) Apply(f *Files) (items []Item, found int) {
+// Apply is the order that a profile gives to other files, all of it hot, and how many
+// of its entries it found there.
+func (p *Profile) Apply(f *Files) (o Order, found int) {
+	o.Group = p.Group
 	for _, e := range p.Entries {
 		file, ok := f.find(e.Path)
 		if !ok {
@@ -151,9 +159,13 @@ func (p *Profile) Apply(f *Files) (items []Item, found int) {
 		if it.First >= file.Pieces {
 			continue // it became shorter
 		}
-		items = append(items, it)
+		o.Items = append(o.Items, it)
+		if o.Group != "" {
+			o.Times = append(o.Times, e.Time)
+		}
 	}
-	return items, found
+	o.Hot = len(o.Items)
+	return o, found
 }
 
 // withoutVersions replaces the numbers of a path, so that libssl.so.3.0.1 and

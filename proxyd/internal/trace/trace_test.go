@@ -57,6 +57,23 @@ func TestAggregate(t *testing.T) {
 	}
 }
 
+// TestGroup: an image of a group has the median times of the group's traces.
+func TestGroup(t *testing.T) {
+	in := func(group string, times ...uint32) *Trace {
+		tr := &Trace{Group: group}
+		for i, at := range times {
+			tr.Items = append(tr.Items, TimedItem{Item{Object: uint32(i)}, at})
+		}
+		return tr
+	}
+	partial := in("other", 1, 2, 3)
+	partial.Partial = true
+	got := Aggregate([]*Trace{partial, in("", 5, 5, 5), in("web", 100, 300, 200), in("web", 120, 320, 210), in("web", 9000, 9001, 9002), in("old", 1, 1, 1)}, []uint32{1, 1, 1})
+	if want := "{[{0 0 1} {1 0 1} {2 0 1}] 3 5 web [120 320 320]}"; fmt.Sprint(got) != want {
+		t.Errorf("got %v, want %s", got, want)
+	}
+}
+
 // TestAggregateNamesEveryPieceOnce: whatever reports say, the order is one of the
 // image's own pieces.
 func TestAggregateNamesEveryPieceOnce(t *testing.T) {
@@ -118,7 +135,7 @@ func FuzzDecode(f *testing.F) {
 }
 
 func TestProfile(t *testing.T) {
-	o := Order{Items: []Item{{1, 0, 1}, {2, 0, 0}, {0, 0, 1}, {0, 9, 1}, {4, 0, 1}, {3, 0, 1}}, Hot: 5}
+	o := Order{Items: []Item{{1, 0, 1}, {2, 0, 0}, {0, 0, 1}, {0, 9, 1}, {4, 0, 1}, {3, 0, 1}}, Hot: 5, Group: "web", Times: []uint32{20, 30, 30, 40, 50}}
 	p := NewProfile(o, []uint32{10, 1, 4, 1, 1}, []string{"usr/lib/big.jar", "bin/app", "usr/lib/libssl.so.3.0.11", "cold", ""})
 	b, err := p.Encode()
 	if err != nil {
@@ -132,9 +149,10 @@ func TestProfile(t *testing.T) {
 	next.Add("usr/lib/libssl.so.1.1", File{9, 5})
 	next.Add("bin/app", File{7, 1})
 	next.Add("usr/lib/big.jar", File{8, 12})
-	items, found := p.Apply(next)
-	if want := "[{7 0 0} {3 0 0} {8 0 1} {8 11 0}]"; fmt.Sprint(items) != want || found != 4 {
-		t.Errorf("got %v, %d found, want %s", items, found, want)
+	got, found := p.Apply(next)
+	want := "{[{7 0 0} {3 0 0} {8 0 1} {8 11 0}] 4 0 web [20 30 30 40]}"
+	if fmt.Sprint(got) != want || found != 4 {
+		t.Errorf("got %v, %d found, want %s", got, found, want)
 	}
 	for i := range 9 {
 		next.Add(fmt.Sprintf("usr/lib/python3.%d/row", i), File{uint32(20 + i), 1})
