@@ -22,10 +22,9 @@ const Tag = "v1"
 type shape int
 
 const (
-	single    shape = iota // a manifest
-	index                  // an index with a foreign platform
-	attest                 // an index with an attestation manifest, as buildkit makes it
-	platforms              // an index with others
+	single shape = iota // a manifest
+	index               // an index with a foreign platform
+	attest              // an index with an attestation manifest, as buildkit makes it
 )
 
 // Image is one hand-made image.
@@ -33,7 +32,6 @@ type Image struct {
 	Name   string
 	docker bool // Docker's media types
 	shape  shape
-	others []string // architectures besides amd64
 	layers []func(*layer)
 	others map[string][]func(*layer) // of other architectures: the tag names an index
 	comp   func(i int) compression   // nil: gzip
@@ -71,21 +69,6 @@ func (im Image) Write(dir string) error {
 	case attest:
 		a := s.attestation(top)
 		top = s.index(top, a)
-	case platforms:
-		all := []ocispec.Descriptor{top}
-		for _, arch := range im.others {
-			l, err := writeLayer(blobs, gzipped, func(l *layer) { l.file("architecture", im.Name+" for "+arch) })
-			if err != nil {
-				return fmt.Errorf("%s: %s: %w", im.Name, arch, err)
-			}
-			m := s.manifest(arch, []layerFile{l})
-			m.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
-			if arch == "arm64" {
-				m.Platform.Variant = "v8"
-			}
-			all = append(all, m)
-		}
-		top = s.index(all...)
 	}
 	top.Platform = nil
 	top.Annotations = map[string]string{ocispec.AnnotationRefName: Tag}
@@ -118,6 +101,9 @@ func (im Image) platform(s *store, arch string, fills []func(*layer)) (ocispec.D
 	}
 	m := s.manifest(arch, layers)
 	m.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
+	if arch == "arm64" {
+		m.Platform.Variant = "v8"
+	}
 	return m, nil
 }
 

@@ -7,7 +7,10 @@ import "slices"
 // For other architectures it has manifests with a small layer that nobody can run.
 func Userland(name string, busybox []byte, applets, others []string, layers ...map[string]string) Image {
 	im := Files(name, layers...)
-	im.shape, im.others = platforms, others
+	im.others = make(map[string][]func(*layer))
+	for _, arch := range others {
+		im.others[arch] = []func(*layer){func(l *layer) { l.file("architecture", name+" for "+arch) }}
+	}
 	im.layers = slices.Insert(im.layers, 0, func(l *layer) {
 		l.root()
 		for _, dir := range []string{"bin", "dev", "etc", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin"} {
