@@ -54,4 +54,13 @@ func TestComingIsWhatComesNext(t *testing.T) {
 			t.Errorf("piece %d after 6: got %v, want %v", first, got, want)
 		}
 	}
+	r := &receipt{e: e}
+	r.turn(d)
+	if !e.coming(d, wire.Range{First: 7}) {
+		t.Error("the object that comes does not")
+	}
+	r.turn(toc.Digest{})
+	if e.coming(d, wire.Range{First: 7}) {
+		t.Error("the stream has turned to small objects, and yet a large one is coming")
+	}
 }

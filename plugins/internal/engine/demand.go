@@ -71,7 +71,7 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 	go func() { arrival <- e.objects.Wait(ctx, d, off, n) }()
 
 	var asked time.Time
-	for pause := grace; ; pause = demandPause {
+	for pause := grace; ; {
 		t := time.NewTimer(pause)
 		select {
 		case err := <-arrival:
@@ -93,8 +93,10 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 		}
 		wanted := pieceRange(&p.list[i], i, off, n)
 		if e.coming(d, wanted) {
+			pause = 2 * grace // the stream may turn to something else
 			continue
 		}
+		pause = demandPause
 		if !asked.IsZero() && time.Since(last) < 2*demandPause && time.Since(asked) < maxDemandPause {
 			continue // it is next in a stream that flows
 		}

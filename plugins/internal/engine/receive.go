@@ -39,6 +39,7 @@ type receipt struct {
 
 	mu   sync.Mutex
 	open map[uint32]*objects.Writer // guarded by mu: of large objects
+	last toc.Digest                 // guarded by mu: the large object that is coming
 }
 
 var _ delta.Sink = (*receipt)(nil)
@@ -82,9 +83,11 @@ func (r *receipt) Pieces(ps []delta.Piece) error {
 	for _, p := range ps {
 		o := r.p.list[p.Object]
 		if o.Size <= toc.PieceSize {
+			r.turn(toc.Digest{})
 			small = append(small, p)
 			continue
 		}
+		r.turn(o.Digest)
 		whole, err := r.piece(o, p)
 		if err != nil {
 			return err
@@ -112,6 +115,17 @@ func (r *receipt) Pieces(ps []delta.Piece) error {
 	}
 	r.e.arrived(r.from, done...)
 	return err
+}
+
+// turn notes that another object comes now: of the one before, pieces that a reader
+// waits for may be far back.
+func (r *receipt) turn(d toc.Digest) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last != d && !r.last.IsZero() {
+		r.e.streaming.Delete(r.last)
+	}
+	r.last = d
 }
 
 // piece stores a piece of a large object and tells whether that is whole now.

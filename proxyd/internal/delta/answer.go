@@ -12,7 +12,7 @@ import (
 // How many neighbours an answer brings at most.
 const (
 	maxNeighbours      = 1024
-	maxNeighboursBytes = 1 << 20 // some 20 ms at 100 Mbit/s, compressed
+	maxNeighboursBytes = 2 << 20 // some 40 ms at 100 Mbit/s, compressed
 )
 
 // CheckAsked tells whether all objects that a request asks for exist; the error

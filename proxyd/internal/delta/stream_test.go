@@ -219,8 +219,8 @@ func TestAnswer(t *testing.T) {
 	for i := range 100 {
 		l.file(t, fmt.Sprintf("a/f%02d", i), fmt.Append(nil, "a", i))
 	}
-	for i := range 10 {
-		l.file(t, fmt.Sprintf("b/f%02d", i), bytes.Repeat(fmt.Append(nil, "b", i), 60_000))
+	for i := range 20 {
+		l.file(t, fmt.Sprintf("b/f%02d", i), bytes.Repeat([]byte{'b', byte(i)}, 60_000))
 	}
 	l.file(t, "a/large", make([]byte, toc.PieceSize+1))
 	for _, name := range []string{"c/x/f", "c/y/f", "c/y/z/f"} {
@@ -240,11 +240,11 @@ func TestAnswer(t *testing.T) {
 		claims *Claims
 		want   []uint32
 	}{
-		"exact":              {[]Item{{Object: 50}, {Object: 110}, {Object: 3}, {Object: 50}}, true, nil, []uint32{50, 110, 3}},
+		"exact":              {[]Item{{Object: 50}, {Object: 120}, {Object: 3}, {Object: 50}}, true, nil, []uint32{50, 120, 3}},
 		"around the end":     {whole(90), false, nil, slices.Concat(id(90, 10), id(0, 90))},
-		"below and beside":   {whole(112), false, nil, []uint32{112, 113, 111}},
-		"not above 1 MiB":    {whole(100), false, nil, id(100, 9)},
-		"large alone":        {[]Item{{Object: 110}}, false, nil, []uint32{110}},
+		"below and beside":   {whole(122), false, nil, []uint32{122, 123, 121}},
+		"not above 2 MiB":    {whole(100), false, nil, id(100, 18)},
+		"large alone":        {[]Item{{Object: 120}}, false, nil, []uint32{120}},
 		"not what is had":    {whole(13), false, NewClaims(f.img, had), []uint32{13, 14, 15, 12}},
 		"asked though it is": {whole(1), false, NewClaims(f.img, had), []uint32{1, 12, 13, 14, 15}},
 	}
@@ -270,7 +270,7 @@ func TestAnswer(t *testing.T) {
 			}
 		})
 	}
-	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, whole(114), false, f.packs, nil)
+	err := Answer(t.Context(), wire.NewWriter(io.Discard), f.img, whole(124), false, f.packs, nil)
 	if !errors.Is(err, toc.ErrInvalid) {
 		t.Errorf("unknown object: got %v, want ErrInvalid", err)
 	}

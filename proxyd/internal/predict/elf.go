@@ -21,8 +21,11 @@ const (
 	maxNeeded  = 256      // libraries of one file
 	maxLoaded  = 1024     // libraries of one program
 
-	largeFile = 4 << 20 // bytes
 	maxInterp = 4096
+	// largeFile is the size, in bytes, from which a file comes in parts. What is missed
+	// costs a round trip each time, so that there must be much to gain. Of a library
+	// that only other libraries need, a start hardly ever runs anything.
+	largeFile, largeDeepFile = 16 << 20, 4 << 20
 )
 
 var errNotELF = errors.New("not an ELF file")
@@ -234,7 +237,7 @@ func (p *predictor) parse(n *node) (*binaryInfo, error) {
 // load adds an ELF program, its interpreter and its libraries, breadth first: of large
 // files first what ld.so touches, as it looks into all of them before any runs.
 func (p *predictor) load(n *node, info *binaryInfo) {
-	code := p.addLoading(n, info)
+	code := p.addLoading(n, info, largeFile)
 	if info.interp != "" {
 		p.addAll(info.interp)
 	}
@@ -272,7 +275,11 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 				p.add(lib)
 				continue
 			}
-			p.late = append(p.late, p.addLoading(lib, li)...)
+			large := int64(largeDeepFile)
+			if it.n == n {
+				large = largeFile
+			}
+			p.late = append(p.late, p.addLoading(lib, li, large)...)
 			queue = append(queue, item{lib, li, slices.Clip(rpath)})
 		}
 	}
@@ -281,8 +288,8 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 
 // addLoading adds an ELF file, or of a large one the pieces that loading it touches, and
 // returns the others.
-func (p *predictor) addLoading(n *node, info *binaryInfo) (code []Item) {
-	if n.size <= largeFile || n.object < 0 || p.seen[n.object] {
+func (p *predictor) addLoading(n *node, info *binaryInfo, large int64) (code []Item) {
+	if n.size <= large || n.object < 0 || p.seen[n.object] {
 		p.add(n)
 		return nil
 	}

@@ -294,7 +294,7 @@ func compiled(t *testing.T, dir, name, src string, args ...string) []byte {
 // that the start reads.
 func TestLargeLibrary(t *testing.T) {
 	dir := t.TempDir()
-	lib := compiled(t, dir, "libbig.so", "const char big[9<<20] = {1}; char data[] = \"data\"; char *at = data; const char *f(void) { return big; }",
+	lib := compiled(t, dir, "libbig.so", "const char big[20<<20] = {1}; char data[] = \"data\"; char *at = data; const char *f(void) { return big; }",
 		"-shared", "-fPIC", "-Wl,-soname,libbig.so")
 	prog := compiled(t, dir, "prog", "const char *f(void); int main(void) { return *f(); }", "-Wl,-e,main", "libbig.so")
 	tr := newTree(map[string]string{"aaa": "unrelated", "etc/nsswitch.conf": "early", "etc/services": "read in the end"})
