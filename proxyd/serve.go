@@ -101,7 +101,7 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Version: version, Registries: cfg.Registries.withPort(), Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
-	listener, err := (&net.ListenConfig{Control: tune}).Listen(ctx, "tcp", cfg.Listen)
+	listener, err := listen(ctx, cfg.Listen)
 	if err != nil {
 		return err
 	}
@@ -143,6 +143,14 @@ func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, inges
 // congestion window lets out. What becomes urgent comes after them; and what the
 // kernel holds cannot be left out any more.
 const unsent = 128 << 10
+
+// listen makes a listener whose connections are tuned.
+func listen(ctx context.Context, address string) (net.Listener, error) {
+	c := net.ListenConfig{Control: tune}
+	// Connections of a listener for MPTCP, which is Go's default, inherit less.
+	c.SetMultipathTCP(false)
+	return c.Listen(ctx, "tcp", address)
+}
 
 // tune sets options of a listener that its connections inherit (tcp(7)).
 func tune(_, _ string, c syscall.RawConn) error {
