@@ -33,6 +33,8 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		return err
 	}
 	ctx := r.Context()
+	w.pace = newPacer(ctx)
+	defer w.pace.end()
 	img, err := s.image(ctx, req.Ref, platform, req.Credentials, req.Ticket)
 	if err != nil {
 		return err

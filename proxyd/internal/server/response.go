@@ -19,6 +19,7 @@ type response struct {
 	status  int
 	written int64
 	first   time.Time
+	pace    *pacer // nil: the kernel's own pace will do
 }
 
 func newResponse(w http.ResponseWriter, stall time.Duration) *response {
@@ -48,6 +49,9 @@ func (w *response) Write(b []byte) (n int, err error) {
 	for {
 		part := b[n:min(len(b), n+writeChunk)]
 		w.deadline()
+		if w.pace != nil {
+			w.pace.look(time.Now())
+		}
 		m, err := w.ResponseWriter.Write(part)
 		n += m
 		w.written += int64(m)

@@ -1,0 +1,163 @@
+package server
+
+import (
+	"context"
+	"math"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// pacer keeps the queue on the way to a client short, through which what is urgent has to go.
+//
+// BBR does that by itself once it has found the rate of the way. Until then it sends
+// at almost three times the rate that it has seen, and it takes no sample for the end
+// of its search while the sender has nothing more to send (tcp_bbr.c: is_app_limited).
+// A stream whose frames are made as it goes often has nothing for a moment: then BBR
+// searches for ever, fills each queue on the way to its end, and loses what is too
+// much. The pacer ends the search in its place: if packets queue while the rate does
+// not grow, it has the kernel send no faster than what arrives.
+type pacer struct {
+	link    link
+	looked  time.Time
+	best    float64   // rate, when it last grew
+	grew    time.Time // when that was
+	limited bool
+	buffer  int // bytes that may wait in the kernel, 0: as the listener has it
+}
+
+// link is a connection as the kernel sees it.
+type link interface {
+	// state is false if BBR does not steer the connection.
+	state() (linkState, bool)
+	// limit has the kernel send no more than so many bytes a second.
+	limit(rate uint32)
+	// hold has the kernel take no more than so many bytes that cannot be sent yet.
+	hold(bytes int)
+}
+
+type linkState struct {
+	rate      float64 // that has arrived lately at best, bytes a second
+	rtt, best time.Duration
+	searching bool
+}
+
+// unlimited takes a limit away.
+const unlimited = math.MaxUint32
+
+// What waits in the kernel is for pauses of the process: a share of a second of what
+// the connection carries. What becomes urgent comes after it.
+const (
+	bufferTime           = 30 * time.Millisecond
+	minBuffer, maxBuffer = 128 << 10, 1 << 20
+)
+
+// glance is how often a stream looks at its connection.
+const glance = 20 * time.Millisecond
+
+// look adapts the limit. It is called often.
+func (p *pacer) look(now time.Time) {
+	if p.link == nil || now.Sub(p.looked) < glance {
+		return
+	}
+	p.looked = now
+	s, ok := p.link.state()
+	if !ok {
+		p.link = nil
+		return
+	}
+	if n := max(minBuffer, min(int(s.rate*bufferTime.Seconds()), maxBuffer)); n > p.buffer*5/4 {
+		p.buffer = n
+		p.link.hold(n)
+	}
+	switch {
+	case !s.searching:
+		if p.limited {
+			p.limited = false
+			p.link.limit(unlimited)
+		}
+		return
+	case s.rate > p.best*5/4: // as BBR has it
+		p.best, p.grew = s.rate, now
+	}
+	queue := s.rtt - s.best
+	full := queue > max(s.best/5, 4*time.Millisecond)
+	if !p.limited && (!full || now.Sub(p.grew) < 2*s.best) {
+		return
+	}
+	p.limited = true
+	switch calm := queue < max(s.best/12, 2*time.Millisecond); {
+	case calm: // there may be more room
+		p.link.limit(rate32(s.rate * 5 / 4))
+	case full: // until the queue has gone
+		p.link.limit(rate32(s.rate * 3 / 4))
+	default:
+		p.link.limit(rate32(s.rate))
+	}
+}
+
+func rate32(r float64) uint32 { return uint32(max(64<<10, min(r, unlimited-1))) }
+
+// newPacer paces the connection that a request came on.
+func newPacer(ctx context.Context) *pacer {
+	c, ok := ctx.Value(connKey{}).(syscall.Conn)
+	if !ok {
+		return &pacer{}
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return &pacer{}
+	}
+	return &pacer{link: tcpLink{raw}}
+}
+
+// end takes the limit away: the connection goes on to other requests.
+func (p *pacer) end() {
+	if p.link != nil && p.limited {
+		p.limited = false
+		p.link.limit(unlimited)
+	}
+}
+
+// tcpLink is a connection of the kernel's.
+type tcpLink struct{ raw syscall.RawConn }
+
+func (l tcpLink) state() (s linkState, ok bool) {
+	const searching = 320 // 1.25 of 256: the highest gain that BBR has later
+	err := l.raw.Control(func(fd uintptr) {
+		name, err := unix.GetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION)
+		if err != nil || unix.ByteSliceToString([]byte(name)) != "bbr" {
+			return
+		}
+		bbr, err := unix.GetsockoptTCPCCBBRInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_CC_INFO)
+		if err != nil {
+			return
+		}
+		tcp, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		if err != nil {
+			return
+		}
+		s = linkState{
+			rate:      float64(uint64(bbr.Bw_hi)<<32 | uint64(bbr.Bw_lo)),
+			rtt:       time.Duration(tcp.Rtt) * time.Microsecond,
+			best:      time.Duration(bbr.Min_rtt) * time.Microsecond,
+			searching: bbr.Pacing_gain > searching,
+		}
+		ok = true
+	})
+	return s, ok && err == nil
+}
+
+func (l tcpLink) hold(bytes int) {
+	// If it fails, all is as it was.
+	_ = l.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
+	})
+}
+
+func (l tcpLink) limit(rate uint32) {
+	_ = l.raw.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, int(rate))
+	})
+}
