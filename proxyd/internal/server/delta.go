@@ -107,7 +107,7 @@ type bundle struct {
 	rec *record
 	req *wire.DeltaRequest
 	img *registry.Image
-	// settle tells requests that wait for this one what it brings.
+	// settle, if not nil, tells requests that wait for this one what it brings.
 	settle func(*stream)
 
 	done, total atomic.Int64 // of the ingest
@@ -191,7 +191,9 @@ func (b *bundle) ingest(ctx context.Context) ([]*meta.Layer, error) {
 
 func (b *bundle) progress(stage string) error {
 	b.progressed.Store(true)
-	b.settle(nil)
+	if b.settle != nil {
+		b.settle(nil)
+	}
 	b.bundleType()
 	return b.out.Progress(wire.Progress{Stage: stage, Done: b.done.Load(), Total: b.total.Load()})
 }
@@ -242,7 +244,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 
 	st := b.s.streams.open(reference(b.img), b.req.Worker, im, plan)
 	defer b.s.streams.close(st)
-	if !b.req.HeaderOnly {
+	if !b.req.HeaderOnly && b.settle != nil {
 		b.settle(st)
 	}
 	b.s.cfg.Metrics.streams.Inc()
