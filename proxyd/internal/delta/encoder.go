@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -88,7 +89,8 @@ const (
 // errNoGain ends the encoding of a patch that is hardly smaller than the object.
 var errNoGain = errors.New("the patch does not pay")
 
-// run makes the patch of a job between objects of two packs.
+// run makes the patch of a job between objects of two packs, on a goroutine that does
+// nothing else afterwards.
 func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source, method patch.Method) error {
 	if e.stored != nil {
 		p, err := e.stored.Patch(ctx, from, to)
@@ -111,6 +113,8 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 	if j.useless() {
 		return nil
 	}
+	// Streams go first. At normal priority it is just slower for them.
+	_ = background.Lower()
 	start := time.Now()
 	j.begin(start)
 	var sum, plain int

@@ -84,7 +84,7 @@ func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan
 		g.Go(func() error {
 			defer j.finish()
 			// A patch that fails does not matter: the object is sent plain, which
-			// fails for the same reason, or does not.
+			// fails for the same reason, or does not. Its goroutine ends here.
 			_ = p.encode(ctx, j, object)
 			return nil
 		})

@@ -3,10 +3,8 @@ package patches
 import (
 	"context"
 	"fmt"
-	"runtime"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -81,9 +79,7 @@ func (c *Cache) next(ctx context.Context) (t task, ok bool) {
 // work does one task after the other on a thread of low priority: who waits for a
 // stream goes first.
 func (c *Cache) work(ctx context.Context) {
-	runtime.LockOSThread() // it ends with the goroutine
-	const nice = 10
-	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), nice); err != nil {
+	if err := background.Lower(); err != nil {
 		c.cfg.Log.Warn("patches are made at normal priority", "error", err)
 	}
 	for {

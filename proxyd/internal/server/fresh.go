@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -100,6 +101,9 @@ func (f *fresh) enqueue(im *image) {
 }
 
 func (f *fresh) run(ctx context.Context) {
+	if err := background.Lower(); err != nil {
+		f.l.cfg.Log.Warn("images are compressed at normal priority", "error", err)
+	}
 	for {
 		select {
 		case im := <-f.queue:
