@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
@@ -31,6 +32,7 @@ type joint struct {
 // asked is a request, which may be known before it comes because another named it.
 type asked struct {
 	came, planned chan struct{} // closed when it is there, and when stream is known
+	arrived       atomic.Bool   // came is closed, or about to be
 	once          sync.Once
 	stream        *stream // nil: it brings nothing
 }
@@ -67,12 +69,10 @@ func (j *joint) arrive(worker, request string) (settle func(*stream)) {
 		return func(*stream) {}
 	}
 	a := j.get(worker, request)
-	select {
-	case <-a.came: // a name that was used before
+	if !a.arrived.CompareAndSwap(false, true) { // a name that was used before
 		return func(*stream) {}
-	default:
-		close(a.came)
 	}
+	close(a.came)
 	return func(st *stream) {
 		a.once.Do(func() {
 			a.stream = st

@@ -296,3 +296,18 @@ func emptyImage(t *testing.T) *delta.Image {
 	}
 	return d
 }
+
+// A name that comes many times at once is one request's.
+func TestJointRequestsOfOneName(t *testing.T) {
+	for range 200 {
+		var j joint
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { j.arrive("w", "a")(nil) })
+		}
+		wg.Wait()
+		if a := j.get("w", "a"); !a.arrived.Load() {
+			t.Fatal("nothing has arrived")
+		}
+	}
+}
