@@ -99,6 +99,13 @@ func daemon(t *testing.T, config string) (c *containerd.Client, log func() strin
 			t.Error(err)
 		}
 	})
+	// Not the first call to come through: a socket that is bound but does not
+	// listen yet refuses, and a call that does not wait for it fails.
+	ready, stop := context.WithTimeout(t.Context(), time.Minute)
+	defer stop()
+	if ok, err := c.IsServing(ready); err != nil || !ok {
+		t.Fatalf("containerd does not serve: %v", err)
+	}
 	return c, log
 }
 
