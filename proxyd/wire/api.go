@@ -73,6 +73,8 @@ type DeltaRequest struct {
 	// planned in answer to them is left out: they are requests for one joint plan.
 	Request string   `json:"request,omitempty"`
 	After   []string `json:"after,omitempty"`
+	// Local asks for a local frame.
+	Local bool `json:"local,omitempty"`
 	// HeaderOnly asks for no data frames.
 	HeaderOnly bool `json:"headerOnly,omitempty"`
 	// Kinds of entries that the worker takes, besides plain.

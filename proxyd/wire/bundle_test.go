@@ -63,6 +63,7 @@ func fullBundle() []step {
 	h := testHeader()
 	tocs := [][]byte{text, {}}
 	p := Progress{Stage: "ingest", Done: 1, Total: 2}
+	local := []Range{{Object: 5}, {Object: 6}, {Object: 4_294_967_295, First: 3}, {Object: 0, First: 1, Pieces: 4_294_967_295}}
 	return []step{
 		{func(w *Writer) error { return w.Progress(p) }, Frame{Type: FrameProgress, Progress: &p}},
 		{func(w *Writer) error { return w.Header(h) }, Frame{Type: FrameHeader, Header: h}},
@@ -70,6 +71,7 @@ func fullBundle() []step {
 		{func(w *Writer) error { return w.Blob(text) }, Frame{Type: FrameBlob, Payload: text}},
 		{func(w *Writer) error { return w.TOC(tocs[0]) }, Frame{Type: FrameTOC, Payload: tocs[0]}},
 		{func(w *Writer) error { return w.TOC(tocs[1]) }, Frame{Type: FrameTOC, Payload: tocs[1]}},
+		{func(w *Writer) error { return w.Local(local) }, Frame{Type: FrameLocal, Local: local}},
 		dataStep([]Piece{{Object: 0, Length: 300}, {Object: 4_000_000_000, Piece: 70_000, Length: len(text) - 300}}, text, true),
 		dataStep([]Piece{{Object: 7, Length: 3}}, []byte("abc"), false),
 		dataStep([]Piece{
@@ -110,7 +112,7 @@ func TestBundleRoundTrip(t *testing.T) {
 		"retry":  {fullBundle()[0], {(*Writer).Retry, Frame{Type: FrameRetry}}},
 		"error": append(fullBundle()[:5:5],
 			step{func(w *Writer) error { return w.Error(failure) }, Frame{Type: FrameError, Err: failure}}),
-		"header only": append(fullBundle()[:6:6], fullBundle()[9]),
+		"header only": append(fullBundle()[:6:6], fullBundle()[10]),
 	}
 	for name, steps := range bundles {
 		t.Run(name, func(t *testing.T) {
@@ -155,7 +157,7 @@ func TestDetachedReader(t *testing.T) {
 		}
 	}
 	for i, d := range frames {
-		want := fullBundle()[6+i].want.Data
+		want := fullBundle()[7+i].want.Data
 		got, err := d.Decode(nil)
 		if err != nil || !bytes.Equal(got, want.Contents) || d.Size() != len(got) {
 			t.Errorf("frame %d: got %d bytes of %d, %v", i, len(got), d.Size(), err)
@@ -171,8 +173,8 @@ func TestDetachedReader(t *testing.T) {
 }
 
 func TestDataWireCountsEveryByte(t *testing.T) {
-	data := fullBundle()[6:8]
-	b := writeBundle(t, append(data, fullBundle()[9]))
+	data := fullBundle()[7:9]
+	b := writeBundle(t, append(data, fullBundle()[10]))
 	rd := NewObjectsReader(bytes.NewReader(b))
 	sum := len(preamble) + 3 // preamble and end
 	for range data {
@@ -219,7 +221,7 @@ func TestWriterGolden(t *testing.T) {
 }
 
 func fuzzSeeds(t *testing.T, full []byte) map[string][]byte {
-	data := append(fullBundle()[6:8:8], fullBundle()[9])
+	data := append(fullBundle()[6:8:8], fullBundle()[10])
 	return map[string][]byte{
 		"full":    full,
 		"objects": writeBundle(t, data),
@@ -314,13 +316,21 @@ func TestReaderRefuses(t *testing.T) {
 		"bytes after the end":   plain + end + "x",
 		"bytes after error":     rawFrame(FrameError, 0, "{}") + "x",
 		"type 0":                rawFrame(0, 0, ""),
-		"type 10":               rawFrame(FramePlan+1, 0, ""),
+		"type 11":               rawFrame(FrameLocal+1, 0, ""),
 		"plan after header":     plain + rawFrame(FramePlan, 0, "{}"),
 		"bytes after plan":      rawFrame(FramePlan, 0, "{}") + "x",
 		"plan of many files":    rawFrame(FramePlan, 0, `{"files":[{}`+strings.Repeat(",{}", MaxTop)+`]}`),
 		"plan of known layers":  rawFrame(FramePlan, 0, `{"layers":1,"knownLayers":2}`),
 		"plan of negative size": rawFrame(FramePlan, 0, `{"wire":-1}`),
 		"plan of negative part": rawFrame(FramePlan, 0, `{"new":{"bytes":-1}}`),
+		"local before toc":      header + blob + rawFrame(FrameLocal, 0, "\x00"),
+		"local after data":      plain + data + rawFrame(FrameLocal, 0, "\x00"),
+		"local twice":           plain + rawFrame(FrameLocal, 0, "\x00") + rawFrame(FrameLocal, 0, "\x00"),
+		"local below 0":         plain + rawFrame(FrameLocal, 0, "\x03"),
+		"local far out":         plain + rawFrame(FrameLocal, 0, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
+		"local cut off":         plain + rawFrame(FrameLocal, 0, "\x02\x00"),
+		"many local ones":       plain + rawFrame(FrameLocal, 0, strings.Repeat("\x00", MaxLocal+1)),
+		"long local":            plain + announce(FrameLocal, maxLocal+1),
 		"flags":                 rawFrame(FrameProgress, 2, "{}"),
 		"end with payload":      plain + rawFrame(FrameEnd, 0, "x"),
 		"compressed end":        plain + rawFrame(FrameEnd, flagCompressed, ""),
@@ -413,7 +423,7 @@ func (f *flushCounter) Flush() { f.n++ }
 func TestWriterFlushes(t *testing.T) {
 	f := &flushCounter{Writer: io.Discard}
 	w := NewWriter(f)
-	want := []int{1, 1, 1, 1, 1, 1, 2, 3, 4, 5}
+	want := []int{1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6}
 	for i, s := range fullBundle() {
 		if err := s.write(w); err != nil {
 			t.Fatal(err)

@@ -13,7 +13,7 @@
 // Flag 1 (compressed) says that the payload is one zstd frame with a window of at
 // most 8 MiB; all other flags are zero. The limits of this package hold for the
 // payload on the wire and for what it decodes to. Frames come in this order, and have
-// the types 1 (progress) to 9 (plan); a reader refuses any other:
+// the types 1 (progress) to 10 (local); a reader refuses any other:
 //
 //	progress*                      JSON Progress; while an unknown image is ingested
 //	retry                          ends the bundle: proxyd is ready now, ask again
@@ -21,6 +21,7 @@
 //	header                         JSON Header
 //	blob × Header.Blobs            raw bytes of index, manifest, config (not on resume)
 //	toc × Header.Layers with Sent  encoded TOC of the layer, or a patch
+//	local?                         if DeltaRequest.Local: what to read ahead
 //	data*                          contents, most urgent first
 //	end                            ends the bundle: everything promised was sent
 //
@@ -60,6 +61,16 @@
 // Objects are named by their index in the image's object list: the Objects of
 // the TOCs of the image's layers, from the lowest to the top, each digest where it
 // first appears. Both sides derive it from the TOCs alone.
+//
+// # What is local
+//
+//	local = *(object(varint) [first(uvarint) pieces(uvarint)])
+//
+// are ranges of objects that a start of the image is expected to read, in that order,
+// and that this bundle does not bring, as the worker has them: while the rest is on its
+// way, it may read them into its page cache. object is the distance to the successor
+// of the object before, shifted left by one; its lowest bit says that it is not the whole
+// object. This is a hint like the order of sending.
 //
 // # Data frames
 //

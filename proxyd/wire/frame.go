@@ -22,11 +22,12 @@ const (
 	FrameEnd
 	FrameError
 	FramePlan
+	FrameLocal
 )
 
 var frameNames = [...]string{
 	FrameProgress: "progress", FrameRetry: "retry", FrameHeader: "header", FrameBlob: "blob",
-	FrameTOC: "toc", FrameData: "data", FrameEnd: "end", FrameError: "error", FramePlan: "plan",
+	FrameTOC: "toc", FrameData: "data", FrameEnd: "end", FrameError: "error", FramePlan: "plan", FrameLocal: "local",
 }
 
 // String returns the name that the package documentation uses.
@@ -135,8 +136,10 @@ type Frame struct {
 	// Payload of a blob or toc frame, decoded; valid until the next call of Next.
 	Payload []byte
 	Data    *Data
-	Err     *Error
-	Plan    *Plan
+	// Local is what a start reads of what the worker has.
+	Local []Range
+	Err   *Error
+	Plan  *Plan
 }
 
 func invalid(format string, args ...any) error {

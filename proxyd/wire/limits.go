@@ -9,7 +9,9 @@ const (
 	MaxTOCFrame  = 256 << 20
 	MaxData      = 4 << 20 // bytes of a data frame's contents, uncompressed
 	MaxDataIndex = 64 << 10
-	MaxCount     = 4096 // entries in the index of a data frame
+	MaxCount     = 4096    // entries in the index of a data frame
+	MaxLocal     = 1 << 16 // ranges of a local frame
+	maxLocal     = 1 << 20 // bytes of its payload
 	MaxLayers    = 512
 	MaxHave      = 4096
 	MaxPartial   = 1024

@@ -162,7 +162,7 @@ func (r *Reader) readHead() (t FrameType, compressed bool, length, head int, err
 		return 0, false, 0, 0, cut(err)
 	}
 	t, compressed = FrameType(b[0]), b[1] == flagCompressed
-	if t < FrameProgress || t > FramePlan {
+	if t < FrameProgress || t > FrameLocal {
 		return 0, false, 0, 0, invalid("%s", t)
 	}
 	if b[1]&^flagCompressed != 0 {
@@ -203,8 +203,8 @@ func (r *Reader) enter(t FrameType) error {
 		// All blobs or none: a resumed pull has them.
 		ok = r.state == afterHeader && (len(r.blobs) == 0 || r.first) && r.tocs > 0
 		r.blobs, r.first = nil, false
-	case FrameData, FrameEnd:
-		ok = r.state == inData || r.state == afterHeader && r.tocs == 0 && (len(r.blobs) == 0 || r.first)
+	case FrameLocal, FrameData, FrameEnd:
+		ok = r.state == inData && t != FrameLocal || r.state == afterHeader && r.tocs == 0 && (len(r.blobs) == 0 || r.first)
 		r.state = inData
 		if t == FrameEnd {
 			r.state = ended
@@ -265,6 +265,8 @@ func (r *Reader) parse(t FrameType, payload []byte) (Frame, error) {
 	case FrameTOC:
 		r.tocs--
 		f.Payload = payload
+	case FrameLocal:
+		f.Local, err = DecodeRanges(payload, MaxLocal)
 	}
 	if err != nil {
 		return Frame{}, fmt.Errorf("%s frame: %w", t, err)
@@ -362,6 +364,8 @@ func limit(t FrameType) int {
 		return MaxTOCFrame
 	case FrameData:
 		return MaxData
+	case FrameLocal:
+		return maxLocal
 	default:
 		return 0
 	}

@@ -66,6 +66,15 @@ func (w *Writer) CompressedTOC(z []byte) error {
 	return w.frame(FrameTOC, flagCompressed, z, false)
 }
 
+// Local writes a local frame.
+func (w *Writer) Local(ranges []Range) error {
+	b := AppendRanges(nil, ranges)
+	if len(ranges) > MaxLocal || len(b) > maxLocal {
+		return w.fail(invalid("local frame of %d ranges", len(ranges)))
+	}
+	return w.compress(FrameLocal, b, true)
+}
+
 // Data writes a data frame. contents are the bytes of all entries of index, one
 // after the other, as one zstd frame if compressed.
 func (w *Writer) Data(index []Piece, contents []byte, compressed bool) error {

@@ -40,6 +40,9 @@ type Sink interface {
 	// Base opens an object of a layer, numbered as in Header.Bases, that patches are
 	// made against.
 	Base(layer, object uint32) (Base, error)
+	// Local is told what a start is expected to read of what is local. The objects
+	// and pieces exist.
+	Local(ranges []wire.Range)
 	// Pieces checks and stores pieces of objects that exist, in any order. Their
 	// bytes are valid until it returns.
 	Pieces(ps []Piece) error
@@ -112,6 +115,11 @@ func (r *receiver) read(ctx context.Context, g *errgroup.Group, b *Bundle, arriv
 			return nil
 		case err != nil:
 			return err
+		case f.Type == wire.FrameLocal:
+			if err := r.local(f.Local); err != nil {
+				return err
+			}
+			continue
 		case f.Type != wire.FrameData:
 			continue // the end
 		}
@@ -130,6 +138,17 @@ func (r *receiver) read(ctx context.Context, g *errgroup.Group, b *Bundle, arriv
 			return r.frame(ctx, d, patches)
 		})
 	}
+}
+
+func (r *receiver) local(ranges []wire.Range) error {
+	for _, it := range ranges {
+		o, ok := r.sink.Object(it.Object)
+		if n := uint64(o.NumPieces()); !ok || uint64(it.First) >= n {
+			return invalid("piece %d of object %d, which does not exist, is said to be local", it.First, it.Object)
+		}
+	}
+	r.sink.Local(ranges)
+	return nil
 }
 
 // enter checks the index of a frame and finds the patch to which each of its

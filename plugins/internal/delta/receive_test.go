@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 
@@ -21,9 +22,10 @@ type memory struct {
 	bases [][][]byte
 	full  error // of Pieces
 
-	mu  sync.Mutex
-	got map[uint32][]byte
-	n   map[uint32]int // pieces
+	local []wire.Range
+	mu    sync.Mutex
+	got   map[uint32][]byte
+	n     map[uint32]int // pieces
 }
 
 type memBase struct{ *bytes.Reader }
@@ -41,6 +43,8 @@ func (s *memory) Base(layer, object uint32) (Base, error) {
 	}
 	return memBase{bytes.NewReader(s.bases[layer][object])}, nil
 }
+
+func (s *memory) Local(ranges []wire.Range) { s.local = ranges }
 
 func (s *memory) Pieces(ps []Piece) error {
 	if s.full != nil {
@@ -179,6 +183,28 @@ func TestReceive(t *testing.T) {
 			if !bytes.Equal(sink.got[uint32(i)], nw) {
 				t.Errorf("object %d is wrong", i)
 			}
+		}
+	}
+}
+
+func TestReceiveLocal(t *testing.T) {
+	_, news := testContents()
+	large := content(news[3])
+	for _, tt := range []struct {
+		ranges []wire.Range
+		want   error
+	}{
+		{[]wire.Range{{First: 5}, {}, {First: 1, Pieces: 9}}, nil},
+		{[]wire.Range{{}, {Object: 1}}, toc.ErrInvalid},
+		{[]wire.Range{{First: 6, Pieces: 1}}, toc.ErrInvalid},
+	} {
+		sink := &memory{list: []toc.Object{large}}
+		b := bundleOf(t, func(w *wire.Writer) error { return w.Local(tt.ranges) })
+		if err := Receive(t.Context(), b, sink, nil); !errors.Is(err, tt.want) {
+			t.Errorf("%v: got %v, want %v", tt.ranges, err, tt.want)
+		}
+		if ok := slices.Equal(sink.local, tt.ranges); ok != (tt.want == nil) {
+			t.Errorf("%v: got %v", tt.ranges, sink.local)
 		}
 	}
 }

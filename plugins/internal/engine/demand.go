@@ -242,7 +242,7 @@ func (e *Engine) ask(ctx context.Context, img *image, p *pending, batch []wire.R
 		}
 		img.meter.turns.Add(1)
 		img.meter.add(b.RequestBytes())
-		err = e.store(ctx, b, p, nil, &img.meter, fromDemand)
+		err = e.store(ctx, b, img, p, nil, fromDemand)
 		_ = b.Close()
 		if err == nil {
 			return nil

@@ -283,6 +283,15 @@ func (p *fakeProxy) delta(w http.ResponseWriter, r *http.Request, req wire.Delta
 	}
 	visible := map[toc.Digest]bool{}
 	_ = tree.Walk(func(_ string, n *toc.Node) error { visible[n.Object] = true; return nil })
+	var local []wire.Range
+	for i, o := range toc.ObjectList(img.layers...) {
+		if req.Local && visible[o.Digest] && has[o.Digest] {
+			local = append(local, wire.Range{Object: uint32(i)})
+		}
+	}
+	if len(local) > 0 && bundle.Local(local) != nil {
+		return
+	}
 	for i, o := range toc.ObjectList(img.layers...) {
 		if visible[o.Digest] && !has[o.Digest] && p.object(bundle, r, img, uint32(i), o, had[o.Digest]) != nil {
 			return

@@ -171,7 +171,7 @@ func (p *Pull) Release() { p.release() }
 // open asks one proxy for an image, admits the answer, and starts to read the
 // contents in the background.
 func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, progress func(wire.Progress)) (*stream, *delta.Metadata, error) {
-	req := wire.DeltaRequest{Ref: src.ref, Worker: e.worker, Platform: src.platform, Credentials: src.creds}
+	req := wire.DeltaRequest{Ref: src.ref, Worker: e.worker, Platform: src.platform, Credentials: src.creds, Local: true}
 	s := &stream{e: e, proxy: p, span: trace.SpanFromContext(ctx)}
 	forget := false // ask as if we had nothing
 	for {

@@ -17,12 +17,12 @@ import (
 // kinds of entries that we take: all.
 const kinds = wire.PatchKinds | wire.FilterKinds
 
-// store writes the objects of a bundle. Bytes are counted by m as they come.
-func (e *Engine) store(ctx context.Context, b *delta.Bundle, p *pending, bases [][]toc.Object, m *meter, from origin) error {
-	r := &receipt{e: e, p: p, bases: bases, from: from, open: map[uint32]*objects.Writer{}}
+// store writes the objects of a bundle of img.
+func (e *Engine) store(ctx context.Context, b *delta.Bundle, img *image, p *pending, bases [][]toc.Object, from origin) error {
+	r := &receipt{e: e, img: img, p: p, bases: bases, from: from, open: map[uint32]*objects.Writer{}}
 	received := e.metrics.received.WithLabelValues(string(from))
 	err := delta.Receive(ctx, b, r, func(n int64) {
-		m.add(n)
+		img.meter.add(n)
 		received.Add(float64(n))
 	})
 	err = errors.Join(err, r.close())
@@ -33,6 +33,7 @@ func (e *Engine) store(ctx context.Context, b *delta.Bundle, p *pending, bases [
 // receipt is what a bundle brings, on its way into the store.
 type receipt struct {
 	e     *Engine
+	img   *image
 	p     *pending
 	bases [][]toc.Object
 	from  origin
@@ -62,6 +63,11 @@ func (r *receipt) Object(i uint32) (toc.Object, bool) {
 		return toc.Object{}, false
 	}
 	return r.p.list[i], true
+}
+
+// Local implements delta.Sink.
+func (r *receipt) Local(ranges []wire.Range) {
+	r.e.run(r.img, func(ctx context.Context) { r.e.preload(ctx, r.img, r.p.list, ranges) })
 }
 
 // Base implements delta.Sink.

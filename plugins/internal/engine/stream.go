@@ -73,7 +73,7 @@ func (e *Engine) receive(ctx context.Context, s *stream) {
 	e.mu.Unlock()
 	_, span := startSpan(trace.ContextWithSpan(ctx, s.span), "body", ref, s.proxy)
 	defer span.End()
-	err := e.store(ctx, s.bundle, p, s.bases, &img.meter, fromStream)
+	err := e.store(ctx, s.bundle, img, p, s.bases, fromStream)
 	span.SetAttributes(tracing.Attribute("bytes", s.bundle.WireBytes()))
 	span.SetStatus(err)
 	_ = s.bundle.Close()

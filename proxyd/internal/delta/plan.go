@@ -52,6 +52,8 @@ type Plan struct {
 	// Group and Times are those of the order, for the hot items.
 	Group string
 	Times []uint32
+	// Local is what a start of the image is expected to read of what the worker has.
+	Local []Item
 	// Objects is the number of objects, and Bytes their size, uncompressed.
 	Objects int
 	Bytes   int64
@@ -82,8 +84,13 @@ func Make(img *Image, have []Inventory, order Order) *Plan {
 	}
 	p.Items = make([]Item, 0, max(len(img.rest), len(order.Items)))
 	for i, it := range order.Items {
-		if int64(it.Object) < int64(len(had)) && img.needed[it.Object] && !had[it.Object] {
-			p.add(img, planned, it)
+		if int64(it.Object) < int64(len(had)) && img.needed[it.Object] {
+			switch {
+			case !had[it.Object]:
+				p.add(img, planned, it)
+			case i < order.Hot && int64(it.First) < int64(img.Objects[it.Object].NumPieces()):
+				p.Local = append(p.Local, it)
+			}
 		}
 		if i < order.Hot {
 			p.Hot = len(p.Items)

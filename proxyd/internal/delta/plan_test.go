@@ -72,6 +72,22 @@ func TestDeltaGivesTheImage(t *testing.T) {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		checkDelta(t, f, p, w, had)
+		checkLocal(t, f, p, order, had)
+	}
+}
+
+// checkLocal: every hot item is either sent or local.
+func checkLocal(t *testing.T, f *fixture, p *Plan, order Order, had map[toc.Digest]bool) {
+	t.Helper()
+	var want []Item
+	for _, it := range order.Items[:order.Hot] {
+		if int64(it.Object) < int64(len(f.img.Objects)) && f.img.needed[it.Object] && had[f.img.Objects[it.Object].Digest] &&
+			int64(it.First) < int64(f.img.Objects[it.Object].NumPieces()) {
+			want = append(want, it)
+		}
+	}
+	if d := cmp.Diff(want, p.Local); d != "" {
+		t.Errorf("local items differ (-want +got):\n%s", d)
 	}
 }
 

@@ -257,6 +257,11 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	if err := b.head(ctx, im, h, bases, before); err != nil {
 		return err
 	}
+	if b.req.Local && len(plan.Local) > 0 {
+		if err := b.out.Local(plan.Local[:min(len(plan.Local), wire.MaxLocal)]); err != nil {
+			return err
+		}
+	}
 	if !b.req.HeaderOnly {
 		b.rec.objects, b.rec.bytes = plan.Objects, plan.Bytes
 		if err := b.data(ctx, im, plan, patches, st); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/predict"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -49,11 +50,9 @@ func (l *library) order(ctx context.Context, im *image, img *registry.Image, tre
 
 // encodeOrder stores an order as
 //
-//	orderVersion hot(uvarint) group(uvarint, bytes) times(uvarint) *time(uvarint) *(object(varint) [first(uvarint) pieces(uvarint)])
+//	orderVersion hot(uvarint) group(uvarint, bytes) times(uvarint) *time(uvarint) items
 //
-// where object is the distance to the successor of the object before, so that
-// neighbours take one byte, shifted left by one; its lowest bit says that it is not
-// the whole object; times are distances, too.
+// where times are distances, and items as in [wire.AppendRanges].
 func encodeOrder(order delta.Order) []byte {
 	b := append(make([]byte, 0, 8+len(order.Group)+2*len(order.Times)+3*len(order.Items)), orderVersion)
 	b = binary.AppendUvarint(b, uint64(order.Hot))
@@ -65,21 +64,7 @@ func encodeOrder(order delta.Order) []byte {
 		b = binary.AppendUvarint(b, uint64(t-at))
 		at = t
 	}
-	prev := int64(-1)
-	for _, it := range order.Items {
-		part := it.First > 0 || it.Pieces > 0
-		v := (int64(it.Object) - prev - 1) << 1
-		if part {
-			v |= 1
-		}
-		b = binary.AppendVarint(b, v)
-		if part {
-			b = binary.AppendUvarint(b, uint64(it.First))
-			b = binary.AppendUvarint(b, uint64(it.Pieces))
-		}
-		prev = int64(it.Object)
-	}
-	return b
+	return wire.AppendRanges(b, order.Items)
 }
 
 // maxItems bounds the items of a stored order for each piece of the image: more
@@ -115,24 +100,17 @@ func decodeOrder(b []byte, objects []toc.Object) (order delta.Order, ok bool) {
 		at += uvarint(math.MaxUint32)
 		order.Times = append(order.Times, at)
 	}
-	order.Items = make([]delta.Item, 0, min(most, len(b)))
-	prev := int64(-1)
-	for ok && len(b) > 0 && len(order.Items) < most {
-		v, n := binary.Varint(b)
-		if n <= 0 {
-			return order, false
-		}
-		b = b[n:]
-		if prev += v>>1 + 1; prev < 0 || prev >= int64(len(objects)) {
-			return order, false
-		}
-		it := delta.Item{Object: uint32(prev)}
-		if v&1 != 0 {
-			it.First, it.Pieces = uvarint(math.MaxUint32), uvarint(math.MaxUint32)
-		}
-		order.Items = append(order.Items, it)
+	if !ok {
+		return order, false
 	}
-	return order, ok && len(b) == 0 && order.Hot <= len(order.Items)
+	var err error
+	if order.Items, err = wire.DecodeRanges(b, most); err != nil {
+		return order, false
+	}
+	for _, it := range order.Items {
+		ok = ok && int64(it.Object) < int64(len(objects))
+	}
+	return order, ok && order.Hot <= len(order.Items)
 }
 
 func (l *library) predict(ctx context.Context, im *image, img *registry.Image, tree *toc.Tree) (delta.Order, error) {
