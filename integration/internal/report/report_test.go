@@ -66,6 +66,25 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+func TestMarkdownOfOrders(t *testing.T) {
+	at := func(system, phase string, ready, waited float64) Record {
+		r := start(system, "a", phase, slow, ready)
+		r.Start.Waited = waited
+		return r
+	}
+	var b strings.Builder
+	if err := Markdown(&b, []Record{
+		at("starlight", Fresh, 3, 1), at("starlight-traced", Fresh, 2, 0.5), at("starlight-retraced", Fresh, 2, 0.5),
+		at("starlight-traced", Update, 1, 0), at("starlight-retraced", Update, 2, 0),
+		start("overlayfs", "b", Fresh, slow, 1),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if want := "| a | 1.50 | – | 0.25 | 0.00 | 0.50 |\n| **median** |"; !strings.Contains(b.String(), want) {
+		t.Errorf("no %q in\n%s", want, b.String())
+	}
+}
+
 func TestPlots(t *testing.T) {
 	dir := t.TempDir()
 	names, err := Plots(dir, records())

@@ -28,6 +28,9 @@ func Markdown(w io.Writer, records []Record) error {
 	for _, l := range s.links {
 		t.costs(s, l)
 	}
+	for _, l := range s.links {
+		t.order(s, l)
+	}
 	t.needs(s)
 	t.bytes(s)
 	t.disk(s)
@@ -156,6 +159,62 @@ func used(m measure.Start, far bool) (cpu, peak float64) {
 		}
 	}
 	return cpu, peak
+}
+
+// The systems that differ by the order of sending only.
+const predicted, traced, retraced = "starlight", "starlight-traced", "starlight-retraced"
+
+// order compares the orders of sending.
+func (t *tables) order(s *set, l Link) {
+	ratio := func(image, phase, a, b string) (float64, bool) {
+		x, ok := s.get(cell{l, a, image, phase}, ready)
+		y, have := s.get(cell{l, b, image, phase}, ready)
+		return x / y, ok && have
+	}
+	columns := []func(image string) (float64, bool){
+		func(im string) (float64, bool) { return ratio(im, Fresh, predicted, traced) },
+		func(im string) (float64, bool) { return ratio(im, Update, predicted, traced) },
+		func(im string) (float64, bool) { return waited(s, cell{l, traced, im, Fresh}) },
+		func(im string) (float64, bool) { return waited(s, cell{l, traced, im, Update}) },
+		func(im string) (float64, bool) { return ratio(im, Update, traced, retraced) },
+	}
+	all := make([][]float64, len(columns))
+	var rows [][]string
+	for _, im := range s.images {
+		row := []string{im}
+		for i, c := range columns {
+			v, ok := c(im)
+			if !ok {
+				row = append(row, none)
+				continue
+			}
+			all[i] = append(all[i], v)
+			row = append(row, fmt.Sprintf("%.2f", v))
+		}
+		if slices.ContainsFunc(row[1:], func(c string) bool { return c != none }) {
+			rows = append(rows, row)
+		}
+	}
+	if len(rows) == 0 {
+		return
+	}
+	row := []string{"**median**"}
+	for _, vs := range all {
+		c := none
+		if len(vs) > 0 {
+			c = fmt.Sprintf("**%.2f**", median(vs))
+		}
+		row = append(row, c)
+	}
+	t.say("## Order of sending, %s\n", l)
+	t.say("Time to ready with a predicted order for each second with a traced one; what readers waited in all for each " +
+		"second until ready, with a traced one; and time to ready with the order of the version before for each second with one of its own.\n")
+	t.table([]string{"", "predicted, fresh", "predicted, update", "waited, fresh", "waited, update", "inherited"}, append(rows, row))
+}
+
+// waited is the share of the time until ready that readers waited.
+func waited(s *set, c cell) (float64, bool) {
+	return s.get(c, func(m measure.Start) float64 { return m.Waited / m.Ready })
 }
 
 // needs compares what had come when an application was ready with what it read.
