@@ -3,8 +3,7 @@
 // A layer is read once, in a pipeline whose stages run at the same time and hold
 // a bounded number of buffers:
 //
-//	source → decompress → hash (diff ID) → tar → entries, hashes of contents ─┐
-//	                                        └→ pieces → compress → pack ──────┴→ commit
+//	source → fromtar: TOC, contents → pieces → compress → pack → commit
 //
 // Nothing is visible before the whole layer was read and its digest, its diff ID
 // and its size were found right. What is committed stays: an ingest that fails, or

@@ -18,6 +18,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc/fromtar"
 )
 
 const (
@@ -135,9 +136,9 @@ func (g *Ingester) fetch(ctx context.Context, img *registry.Image, l registry.La
 	if g.present(ctx, l.DiffID) {
 		// The same layer, compressed in another way. Whether it is the same is
 		// not to be taken on trust: that would give a layer to whoever can name it.
-		got, err := DiffID(ctx, r)
+		got, err := fromtar.DiffID(ctx, r)
 		if err != nil {
-			return err
+			return unsupported(err)
 		}
 		if got != l.DiffID {
 			return mismatch(l)

@@ -1,11 +1,10 @@
-package ingest
+package fromtar
 
 import (
 	"bufio"
 	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"io"
 
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -155,14 +154,4 @@ func (r *streamReader) Read(p []byte) (int, error) {
 	n := copy(p, s.rest)
 	s.rest = s.rest[n:]
 	return n, nil
-}
-
-// faultError marks errors that lie in the layer: it will not get better.
-type faultError struct{ err error }
-
-func (e *faultError) Error() string { return "the layer cannot be read: " + e.err.Error() }
-func (e *faultError) Unwrap() error { return e.err }
-
-func layerErrorf(format string, args ...any) error {
-	return &faultError{fmt.Errorf(format, args...)}
 }
