@@ -33,7 +33,8 @@ func convertCommand() *cli.Command {
 		Usage:     "copy an image between registries and make it eStargz or zstd:chunked",
 		ArgsUsage: "SRC DST",
 		Description: "Starlight needs no converted images; others that pull lazily do. The result runs everywhere, as its layers are\n" +
-			"gzip or zstd to whoever does not know better. Its digests are new: signatures do not follow.\n" +
+			"gzip or zstd to whoever does not know better. Its manifest names Starlight's own tables of contents, too:\n" +
+			"nodes need not believe a proxy which files such an image has. Its digests are new: signatures do not follow.\n" +
 			"Needs no containerd, but for --notify, and room in $TMPDIR for the largest layer, four times.\n" +
 			"Passwords are those of docker login; --user is for the registry of DST, and of SRC if that is the same.\n" +
 			"It is best given in the environment: CTR_STARLIGHT_USER=user:password",

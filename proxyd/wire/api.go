@@ -170,7 +170,8 @@ type Layer struct {
 	Digest    toc.Digest `json:"digest"` // of the blob in the registry
 	Size      int64      `json:"size"`   // of the blob in the registry
 	MediaType string     `json:"mediaType"`
-	// TOC is the sha256 of the layer's encoded TOC.
+	// TOC is the sha256 of the layer's encoded TOC. Where the manifest names one (see
+	// toc.Annotation), it must be that.
 	TOC toc.Digest `json:"toc"`
 	// Sent tells that a TOC frame for this layer follows. It is false if the
 	// request's Have names the layer.

@@ -21,6 +21,9 @@ const (
 // Values that resemble each other stand together, so that zstd finds them, and
 // everything that repeats is written once. The encoding of a TOC is unique:
 // Encode has no choices.
+//
+// Manifests name TOCs by the digest of this (see Annotation). So the version is also
+// that of what fromtar makes of a tar: where either gives other bytes, it is a new one.
 const (
 	magic   = "SLTC\x01\x00\x00\x00"
 	version = 1

@@ -1,6 +1,7 @@
 // Package convert copies an image between registries and makes its layers eStargz or
 // zstd:chunked on the way. Both are read by every runtime as the gzip or zstd that they
-// are; runtimes that know them can read single files.
+// are; runtimes that know them can read single files. The manifest names Starlight's TOC of
+// each layer, so that a node need not believe proxyd which one that is.
 package convert
 
 import (
@@ -19,6 +20,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // Options of a conversion.
@@ -230,11 +233,15 @@ func described(mediaType string, b []byte) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 }
 
-// merged are the annotations of a layer, without those about how it was compressed.
+// stale are the prefixes of annotations about how a layer was compressed, and about its
+// table of contents.
+var stale = []string{"io.containers.", "containerd.io/snapshot/stargz/", toc.AnnotationPrefix}
+
+// merged are the annotations of a layer, without those that were true of the old one only.
 func merged(old, converted map[string]string) map[string]string {
 	out := map[string]string{}
 	for k, v := range old {
-		if !strings.HasPrefix(k, "io.containers.") && !strings.HasPrefix(k, "containerd.io/snapshot/stargz/") {
+		if !slices.ContainsFunc(stale, func(prefix string) bool { return strings.HasPrefix(k, prefix) }) {
 			out[k] = v
 		}
 	}

@@ -3,6 +3,7 @@ package convert
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"maps"
@@ -25,6 +26,9 @@ import (
 	"oras.land/oras-go/v2/content/oci"
 
 	"encoding/json"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc/fromtar"
 )
 
 func layout(t *testing.T) *oci.Store {
@@ -114,7 +118,9 @@ func image(t *testing.T, s oras.Target, arch string, layers ...contents) ocispec
 		default:
 			mediaType = images.MediaTypeDockerSchema2Layer
 		}
-		m.Layers = append(m.Layers, push(t, s, mediaType, b))
+		l := push(t, s, mediaType, b)
+		l.Annotations = map[string]string{toc.AnnotationPrefix + "v0": "of the old layer"}
+		m.Layers = append(m.Layers, l)
 	}
 	m.Config = pushJSON(t, s, images.MediaTypeDockerSchema2Config, map[string]any{
 		"architecture": arch, "os": "linux", "unheard of": 1, "rootfs": ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
@@ -234,6 +240,14 @@ func checkImage(t *testing.T, s content.Fetcher, d ocispec.Descriptor, f Format,
 		if _, err := r.VerifyTOC(digest.Digest(l.Annotations[estargz.TOCJSONDigestAnnotation])); err != nil {
 			t.Errorf("layer %d: %v", i, err)
 		}
+		c, err := fromtar.Layer(t.Context(), bytes.NewReader(b), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named, err := toc.Named(l.Annotations)
+		if _, stale := l.Annotations[toc.AnnotationPrefix+"v0"]; err != nil || stale || named != sha256.Sum256(c.Encode()) {
+			t.Errorf("layer %d: got annotations %v, %v, want the digest of its TOC", i, l.Annotations, err)
+		}
 		if e, ok := r.Lookup("etc/passwd"); i == 0 && (!ok || e.Size != 4) {
 			t.Errorf("layer %d: its table of contents has no /etc/passwd", i)
 		}
@@ -305,6 +319,7 @@ func TestImageRefuses(t *testing.T) {
 		return pushJSON(t, s, m.MediaType, m)
 	}
 	lost := content.NewDescriptorFromBytes(l.MediaType, []byte("lost"))
+	long := push(t, s, ocispec.MediaTypeImageLayer, tarOf(t, contents{strings.Repeat("x", toc.MaxComponent+1): ""}))
 	for name, tt := range map[string]struct {
 		desc ocispec.Descriptor
 		want string
@@ -314,6 +329,7 @@ func TestImageRefuses(t *testing.T) {
 		"encrypted layer": {with(func(m *ocispec.Manifest) { m.Layers[0].MediaType += "+encrypted" }), "encrypted"},
 		"no layer":        {with(func(m *ocispec.Manifest) { m.Layers[0].MediaType = "text/plain" }), "not a layer"},
 		"lost layer":      {with(func(m *ocispec.Manifest) { m.Layers[0] = lost }), "not found"},
+		"no TOC":          {with(func(m *ocispec.Manifest) { m.Layers[0] = long }), "for its TOC"},
 		"diff IDs":        {with(func(m *ocispec.Manifest) { m.Layers = nil }), "1 diff IDs for 0 layers"},
 		"no image":        {l, "not an image"},
 	} {

@@ -2,6 +2,7 @@ package convert
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -18,6 +19,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 	"oras.land/oras-go/v2/errdef"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc/fromtar"
 )
 
 // Format of layers.
@@ -146,7 +150,22 @@ func (c *converter) build(ctx context.Context, from *io.SectionReader) (_ layer,
 	l.Digest, l.diffID = h.Digest(), blob.DiffID()
 	l.Annotations[estargz.TOCJSONDigestAnnotation] = blob.TOCDigest().String()
 	l.Annotations[estargz.StoreUncompressedSizeAnnotation] = strconv.FormatInt(size, 10)
+	if l.Annotations[toc.Annotation], err = tocDigest(ctx, io.NewSectionReader(to, 0, l.Size), l.diffID); err != nil {
+		return l, nil, err
+	}
 	return l, to, nil
+}
+
+// tocDigest returns the digest of the TOC that proxyd makes of a blob.
+func tocDigest(ctx context.Context, blob io.Reader, diffID digest.Digest) (string, error) {
+	t, err := fromtar.Layer(ctx, blob, nil)
+	if err != nil {
+		return "", fmt.Errorf("as converted, for its TOC: %w", err)
+	}
+	if t.DiffID.String() != diffID.String() {
+		return "", fmt.Errorf("as converted, it has the diff ID %s, not %s", t.DiffID, diffID)
+	}
+	return toc.Digest(sha256.Sum256(t.Encode())).String(), nil
 }
 
 // zstdCompression is an estargz.Compression.
