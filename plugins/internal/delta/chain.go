@@ -43,6 +43,22 @@ func (m *Metadata) checkDocuments(docs []*Document, req wire.DeltaRequest) error
 	return nil
 }
 
+// checkNamed compares the TOCs of the header with those that the manifest names.
+func (m *Metadata) checkNamed() error {
+	for i, l := range m.ImageManifest.Layers {
+		h := m.Header.Layers[i]
+		switch named, err := toc.Named(l.Annotations); {
+		case err != nil:
+			return fmt.Errorf("layer %s in manifest %s: %w", l.Digest, m.Manifest.Digest, err)
+		case named.IsZero():
+			m.Unnamed++
+		case named != h.TOC:
+			return invalid("proxyd's TOC of layer %s is %s, but manifest %s names %s: one of them is not that of the layer", h.DiffID, h.TOC, m.Manifest.Digest, named)
+		}
+	}
+	return nil
+}
+
 // shape has the fields that tell documents apart whose media type lies.
 type shape struct {
 	MediaType string          `json:"mediaType"`

@@ -44,6 +44,9 @@ type Metadata struct {
 	// ImageManifest and ImageConfig are Manifest and Config, parsed.
 	ImageManifest ocispec.Manifest
 	ImageConfig   ocispec.Image
+	// Unnamed is how many layers have a TOC that the manifest does not name: that it is
+	// that of the layer is proxyd's word.
+	Unnamed int
 	// TOCs that were sent, and how they were encoded, by diff ID.
 	TOCs    map[toc.Digest]*toc.TOC
 	Encoded map[toc.Digest][]byte
@@ -106,6 +109,9 @@ func readHeader(b *Bundle, req wire.DeltaRequest, held Held, progress func(wire.
 	}
 	m := &Metadata{Header: h}
 	if err := m.checkDocuments(docs, req); err != nil {
+		return nil, err
+	}
+	if err := m.checkNamed(); err != nil {
 		return nil, err
 	}
 	if err := m.readTOCs(b, held); err != nil {

@@ -202,6 +202,56 @@ func TestReadHeaderResumed(t *testing.T) {
 	}
 }
 
+// named makes the manifest name TOCs, by the number of the layer.
+func named(t *testing.T, key string, tocs map[int]string) *answer {
+	return newAnswer(t, func(name string, a *answer) {
+		for i, d := range tocs {
+			if name == "manifest" {
+				a.manifest.Layers[i].Annotations = map[string]string{key: d}
+			}
+		}
+	})
+}
+
+func TestReadHeaderNamedTOCs(t *testing.T) {
+	plain := newAnswer(t, nil)
+	low, top, other := plain.header.Layers[0].TOC.String(), plain.header.Layers[1].TOC.String(), sum(nil).String()
+	for _, tc := range []struct {
+		name    string
+		a       *answer
+		unnamed int
+		refused bool
+	}{
+		{"none", plain, 2, false},
+		{"one", named(t, toc.Annotation, map[int]string{1: top}), 1, false},
+		{"all", named(t, toc.Annotation, map[int]string{0: low, 1: top}), 0, false},
+		{"another", named(t, toc.Annotation, map[int]string{0: low, 1: other}), 0, true},
+		{"exchanged", named(t, toc.Annotation, map[int]string{0: top, 1: low}), 0, true},
+		{"no digest", named(t, toc.Annotation, map[int]string{0: "sha256:0"}), 0, true},
+		{"another of another version", named(t, toc.AnnotationPrefix+"v0", map[int]string{0: other}), 2, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			m, err := read(t, tc.a, request, Held{})
+			if errors.Is(err, toc.ErrInvalid) != tc.refused || (err == nil) == tc.refused {
+				t.Fatalf("got %v, want it refused: %v", err, tc.refused)
+			}
+			if err == nil && m.Unnamed != tc.unnamed {
+				t.Errorf("%d layers are unnamed, want %d", m.Unnamed, tc.unnamed)
+			}
+		})
+	}
+	// Nor does it help a proxyd not to send the TOC.
+	a := named(t, toc.Annotation, map[int]string{0: other})
+	held := a.header.Layers[0]
+	a.header.Layers[0].Sent, a.tocs = false, a.tocs[1:]
+	req := request
+	req.Have = []wire.Have{{DiffID: held.DiffID}}
+	_, err := read(t, a, req, Held{TOC: func(toc.Digest) (toc.Digest, bool) { return held.TOC, true }})
+	if !errors.Is(err, toc.ErrInvalid) || Retryable(err) || !strings.Contains(err.Error(), other) {
+		t.Errorf("TOC that is held: got %v, want ErrInvalid", err)
+	}
+}
+
 func TestReadHeaderRefusesHostileAnswers(t *testing.T) {
 	evil := toc.Digest{1, 2, 3}
 	reencode := func(t *testing.T, a *answer, change func(*toc.TOC)) {
