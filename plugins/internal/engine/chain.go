@@ -115,7 +115,7 @@ func (e *Engine) complete(c *chain) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, img := range e.images {
-		if img.rec.Complete && img.top() == c {
+		if img.rec.Complete && img.top() == c && sameTOCs(img.layers, c.layers) {
 			return true
 		}
 	}
@@ -151,9 +151,16 @@ func (e *Engine) ensureTreeLocked(ctx context.Context, c *chain) error {
 	return e.rebuild(ctx, c)
 }
 
+// layersOf returns what c is a stack of.
+func (e *Engine) layersOf(c *chain) []*layer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return c.layers
+}
+
 // rebuild makes the tree of c from its TOCs. c.mu is held.
 func (e *Engine) rebuild(ctx context.Context, c *chain) error {
-	t, err := e.mergeTOCs(c.layers)
+	t, err := e.mergeTOCs(e.layersOf(c))
 	if err == nil {
 		err = ctx.Err()
 	}

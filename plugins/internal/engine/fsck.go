@@ -199,7 +199,7 @@ func (f *fsck) tree(c *chain) error {
 		return nil // made when it is needed
 	}
 	f.sum.Trees++
-	t, err := f.e.mergeTOCs(c.layers)
+	t, err := f.e.mergeTOCs(f.e.layersOf(c))
 	if err != nil {
 		return nil //nolint:nilerr // reported with the TOCs
 	}

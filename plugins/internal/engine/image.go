@@ -152,6 +152,9 @@ func (e *Engine) admit(ctx context.Context, m *delta.Metadata, s *stream, src so
 	if err != nil {
 		return nil, err
 	}
+	if err := e.renew(d, m, layers); err != nil {
+		return nil, err
+	}
 	rec := imageRecord{
 		Name: name, Platform: src.platform, Manifest: m.Manifest.Descriptor,
 		Objects: objects, Bytes: bytes, Pulled: time.Now(), Ticket: m.Header.Ticket,
@@ -230,6 +233,9 @@ func (e *Engine) admitLayers(m *delta.Metadata) ([]*layer, []*toc.TOC, error) {
 		e.mu.Unlock()
 		switch {
 		case sent && (l == nil || l.encoded != h.TOC):
+			if err := e.contradicts(h); err != nil {
+				return nil, nil, err
+			}
 			if err := writeDurably(e.tocPath(h.DiffID), m.Encoded[h.DiffID]); err != nil {
 				return nil, nil, err
 			}
@@ -249,6 +255,60 @@ func (e *Engine) admitLayers(m *delta.Metadata) ([]*layer, []*toc.TOC, error) {
 		layers, tocs = append(layers, l), append(tocs, t)
 	}
 	return layers, tocs, nil
+}
+
+// contradicts is an error if an image that is known has another TOC of a layer, and its
+// manifest names that: the other one is not trusted more than the manifest.
+func (e *Engine) contradicts(h wire.Layer) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, img := range e.images {
+		for _, l := range img.rec.Layers {
+			if l.DiffID == h.DiffID && l.TOC != h.TOC && l.named() {
+				return fmt.Errorf("proxyd's TOC of layer %s is %s, but manifest %s, which was pulled before, names %s: one of them is not that of the layer: %w", h.DiffID, h.TOC, img.digest, l.TOC, toc.ErrInvalid)
+			}
+		}
+	}
+	return nil
+}
+
+// renew makes image d and its chains, as far as they are known, ones of these layers:
+// where a TOC has been replaced there may be trees of the old one.
+func (e *Engine) renew(d toc.Digest, m *delta.Metadata, layers []*layer) error {
+	e.mu.Lock()
+	var known, stale []*chain
+	for i, id := range identity.ChainIDs(slices.Clone(m.ImageConfig.RootFS.DiffIDs)) {
+		c := e.chains[id]
+		if c == nil {
+			continue
+		}
+		known = append(known, c)
+		if !sameTOCs(c.layers, layers[:i+1]) {
+			stale = append(stale, c)
+		}
+	}
+	e.mu.Unlock()
+	for _, c := range stale {
+		// It is not made again of the old TOC, which has been overwritten.
+		if err := e.dropTree(c); err != nil {
+			return err
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range known {
+		c.layers = layers[:len(c.layers)]
+	}
+	if img := e.images[d]; img != nil && !slices.Equal(img.layers, layers) {
+		img.layers = layers
+		e.account()
+	}
+	return nil
+}
+
+// sameTOCs tells whether two stacks of layers have the same TOCs.
+func sameTOCs(a, b []*layer) bool {
+	return slices.EqualFunc(a, b, func(a, b *layer) bool { return a.encoded == b.encoded })
 }
 
 // encodedTOC reads the encoded TOC of l, which is refused if it is not what was received.
@@ -291,10 +351,9 @@ func (e *Engine) addImage(d toc.Digest, rec imageRecord, layers []*layer) *image
 	for i, id := range identity.ChainIDs(ids) {
 		c := e.chains[id]
 		if c == nil {
-			c = &chain{id: id}
+			c = &chain{id: id, layers: layers[:i+1]}
 			e.chains[id] = c
 		}
-		c.layers = layers[:i+1]
 		if i > 0 {
 			c.parent = img.chains[i-1]
 		}

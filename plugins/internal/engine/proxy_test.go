@@ -35,6 +35,13 @@ type testImage struct {
 
 func newTestImage(t testing.TB, layers ...files) *testImage {
 	t.Helper()
+	return newLayers(t, nil, layers...)
+}
+
+// newLayers is newTestImage with layers that edit may change before anything else is made
+// of them.
+func newLayers(t testing.TB, edit func(*toc.TOC, *ocispec.Descriptor), layers ...files) *testImage {
+	t.Helper()
 	img := &testImage{contents: map[toc.Digest]string{}}
 	cfg := ocispec.Image{Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}, RootFS: ocispec.RootFS{Type: "layers"}}
 	man := ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest}
@@ -63,6 +70,9 @@ func newTestImage(t testing.TB, layers ...files) *testImage {
 		table := b.TOC(diffID)
 		img.layers = append(img.layers, table)
 		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("blob " + diffID.Hex()), Size: int64(all.Len())}
+		if edit != nil {
+			edit(table, &desc)
+		}
 		cfg.RootFS.DiffIDs = append(cfg.RootFS.DiffIDs, digest.Digest(diffID.String()))
 		man.Layers = append(man.Layers, desc)
 		blobDigest, err := toc.ParseDigest(desc.Digest.String())

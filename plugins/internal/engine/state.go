@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,6 +46,17 @@ type layerRecord struct {
 	DiffID     toc.Digest         `json:"diffID"`
 	TOC        toc.Digest         `json:"toc,omitzero"` // sha256 of the encoded one
 	Descriptor ocispec.Descriptor `json:"descriptor"`
+}
+
+// named tells whether the manifest of the image names the TOC.
+func (l *layerRecord) named() bool {
+	d, err := toc.Named(l.Descriptor.Annotations)
+	return err == nil && !d.IsZero() && d == l.TOC
+}
+
+// named tells whether the manifest names the TOCs of all layers.
+func (i *imageRecord) named() bool {
+	return !slices.ContainsFunc(i.Layers, func(l layerRecord) bool { return !l.named() })
 }
 
 // refRecord is the last pull of a reference in a namespace.
