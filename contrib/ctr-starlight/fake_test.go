@@ -37,7 +37,7 @@ func images() []*api.Image {
 			Namespace: "default", Ref: app1, Target: "sha256:aa", Mode: api.Mode_MODE_DELTA, Proxy: "http://near:8090",
 			WireBytes: 9_000_000, Objects: 1200, ObjectsLocal: 1200, Bytes: 31_000_000, BytesLocal: 31_000_000,
 			RoundTrips: 1, Complete: true, Pulled: timestamppb.New(time.Unix(1700000000, 0)),
-			ReadyAfter: durationpb.New(250 * time.Millisecond), DoneAfter: durationpb.New(3 * time.Second),
+			ReadyAfter: durationpb.New(250 * time.Millisecond), DoneAfter: durationpb.New(3 * time.Second), Vouched: true,
 		},
 		half(),
 		{Namespace: "k8s.io", Ref: plain, Target: "sha256:cc", Mode: api.Mode_MODE_PLAIN, Reason: "proxy http://near:8090:\n\x1b[31mnot_found", Complete: true},

@@ -50,6 +50,7 @@ type imageJSON struct {
 	Pulled       *time.Time `json:"pulled"`
 	ReadySeconds float64    `json:"readySeconds"`
 	DoneSeconds  float64    `json:"doneSeconds"`
+	Vouched      bool       `json:"vouched"` // the manifest names the TOCs of all layers
 }
 
 func showStatus(ctx context.Context, c *cli.Command, client api.StarlightClient) error {
@@ -138,6 +139,7 @@ func asJSON(i *api.Image) imageJSON {
 		Objects: i.GetObjects(), ObjectsLocal: i.GetObjectsLocal(), Bytes: i.GetBytes(), BytesLocal: i.GetBytesLocal(),
 		WireBytes: i.GetWireBytes(), Rate: i.GetRate(), RoundTrips: i.GetRoundTrips(),
 		ReadySeconds: i.GetReadyAfter().AsDuration().Seconds(), DoneSeconds: i.GetDoneAfter().AsDuration().Seconds(),
+		Vouched: i.GetVouched(),
 	}
 	if i.GetPulled() != nil {
 		t := i.GetPulled().AsTime()

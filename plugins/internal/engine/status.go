@@ -32,6 +32,7 @@ type ImageStatus struct {
 	Rate           float64 // bytes a second on the wire, now; 0 when complete
 	RoundTrips     int64   // requests made for it
 	Complete       bool
+	Vouched        bool // the manifest names the TOCs of all layers
 	Pulled         time.Time
 	Ready, Done    time.Duration // from the start of the pull to its metadata / its last object
 }
@@ -64,6 +65,7 @@ func (r *ref) status(k refKey) ImageStatus {
 	}
 	s.Mode, s.Objects, s.Bytes, s.Complete = ModeDelta, img.rec.Objects, img.rec.Bytes, img.rec.Complete
 	s.ObjectsLocal, s.BytesLocal = s.Objects, s.Bytes
+	s.Vouched = img.rec.named()
 	if img.failure != nil && !s.Complete {
 		s.Reason = img.failure.Error()
 	}

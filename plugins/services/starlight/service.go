@@ -229,7 +229,7 @@ func image(st engine.ImageStatus) *api.Image {
 		WireBytes: st.WireBytes,
 		Objects:   st.Objects, ObjectsLocal: st.ObjectsLocal,
 		Bytes: st.Bytes, BytesLocal: st.BytesLocal,
-		Rate: st.Rate, RoundTrips: st.RoundTrips, Complete: st.Complete,
+		Rate: st.Rate, RoundTrips: st.RoundTrips, Complete: st.Complete, Vouched: st.Vouched,
 		ReadyAfter: durationpb.New(st.Ready), DoneAfter: durationpb.New(st.Done),
 	}
 	switch st.Mode {

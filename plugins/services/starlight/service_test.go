@@ -206,13 +206,13 @@ func dial(t *testing.T, f *fake) api.StarlightClient {
 var full = engine.ImageStatus{
 	Namespace: "default", Ref: "registry.example/app:1", Target: digest.FromString("x"), Mode: engine.ModeDelta,
 	Reason: "lost: \xff", Proxy: "http://near:8090", WireBytes: 1, Objects: 2, ObjectsLocal: 1, Bytes: 30, BytesLocal: 20,
-	Rate: 1.5, RoundTrips: 3, Complete: true, Pulled: time.Unix(1700000000, 5).UTC(), Ready: time.Second, Done: time.Minute,
+	Rate: 1.5, RoundTrips: 3, Complete: true, Vouched: true, Pulled: time.Unix(1700000000, 5).UTC(), Ready: time.Second, Done: time.Minute,
 }
 
 var fullAPI = &api.Image{
 	Namespace: "default", Ref: "registry.example/app:1", Target: digest.FromString("x").String(), Mode: api.Mode_MODE_DELTA,
 	Reason: "lost: \uFFFD", Proxy: "http://near:8090", WireBytes: 1, Objects: 2, ObjectsLocal: 1, Bytes: 30, BytesLocal: 20,
-	Rate: 1.5, RoundTrips: 3, Complete: true, Pulled: timestamppb.New(time.Unix(1700000000, 5)),
+	Rate: 1.5, RoundTrips: 3, Complete: true, Vouched: true, Pulled: timestamppb.New(time.Unix(1700000000, 5)),
 	ReadyAfter: durationpb.New(time.Second), DoneAfter: durationpb.New(time.Minute),
 }
 

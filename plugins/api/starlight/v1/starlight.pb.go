@@ -107,8 +107,11 @@ type Image struct {
 	Complete bool                   `protobuf:"varint,14,opt,name=complete,proto3" json:"complete,omitempty"`
 	Pulled   *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=pulled,proto3" json:"pulled,omitempty"`
 	// From the start of the pull to the image's metadata, and to its last object.
-	ReadyAfter    *durationpb.Duration `protobuf:"bytes,16,opt,name=ready_after,json=readyAfter,proto3" json:"ready_after,omitempty"`
-	DoneAfter     *durationpb.Duration `protobuf:"bytes,17,opt,name=done_after,json=doneAfter,proto3" json:"done_after,omitempty"`
+	ReadyAfter *durationpb.Duration `protobuf:"bytes,16,opt,name=ready_after,json=readyAfter,proto3" json:"ready_after,omitempty"`
+	DoneAfter  *durationpb.Duration `protobuf:"bytes,17,opt,name=done_after,json=doneAfter,proto3" json:"done_after,omitempty"`
+	// The manifest names the tables of contents of all layers: which files the image has
+	// is not only the word of the proxy. False for a plain image.
+	Vouched       bool `protobuf:"varint,18,opt,name=vouched,proto3" json:"vouched,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -260,6 +263,13 @@ func (x *Image) GetDoneAfter() *durationpb.Duration {
 		return x.DoneAfter
 	}
 	return nil
+}
+
+func (x *Image) GetVouched() bool {
+	if x != nil {
+		return x.Vouched
+	}
+	return false
 }
 
 type StatusRequest struct {
@@ -2269,7 +2279,7 @@ var File_starlight_v1_starlight_proto protoreflect.FileDescriptor
 
 const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\n" +
-	"\x1cstarlight/v1/starlight.proto\x12\fstarlight.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb5\x04\n" +
+	"\x1cstarlight/v1/starlight.proto\x12\fstarlight.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcf\x04\n" +
 	"\x05Image\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
 	"\x03ref\x18\x02 \x01(\tR\x03ref\x12\x16\n" +
@@ -2293,7 +2303,8 @@ const file_starlight_v1_starlight_proto_rawDesc = "" +
 	"\vready_after\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"readyAfter\x128\n" +
 	"\n" +
-	"done_after\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\tdoneAfter\"?\n" +
+	"done_after\x18\x11 \x01(\v2\x19.google.protobuf.DurationR\tdoneAfter\x12\x18\n" +
+	"\avouched\x18\x12 \x01(\bR\avouched\"?\n" +
 	"\rStatusRequest\x12\x10\n" +
 	"\x03ref\x18\x01 \x01(\tR\x03ref\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\"=\n" +
