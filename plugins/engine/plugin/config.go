@@ -42,6 +42,10 @@ type Config struct {
 	// ReportTraces sends to the proxies what containers waited for while they
 	// started, and what "ctr-starlight optimizer" recorded.
 	ReportTraces bool `toml:"report_traces"`
+
+	// RequireTOCDigests makes deltas of those images only whose manifest names the
+	// table of contents of each layer, as "ctr-starlight convert" writes it.
+	RequireTOCDigests bool `toml:"require_toc_digests"`
 }
 
 // Proxy is one proxyd.
@@ -79,7 +83,7 @@ func (c *Config) Validate() error {
 
 // engine translates the section for the engine.
 func (c *Config) engine(root string) (engine.Config, error) {
-	out := engine.Config{Root: root, ReportTraces: c.ReportTraces}
+	out := engine.Config{Root: root, ReportTraces: c.ReportTraces, RequireTOCDigests: c.RequireTOCDigests}
 	var errs []error
 	if c.RootPath != "" {
 		if !filepath.IsAbs(c.RootPath) {

@@ -17,6 +17,7 @@ func TestConfigTOML(t *testing.T) {
 	err := toml.Unmarshal([]byte(`
 default_snapshotter = true
 read_timeout = "30s"
+require_toc_digests = true
 [[proxies]]
   address = "http://10.77.0.1:8090"
   registries = ["*.example.com", "docker.io"]
@@ -48,6 +49,8 @@ read_timeout = "30s"
 		ReadTimeout:   30 * time.Second,
 		HeaderTimeout: 15 * time.Second,
 		StreamTimeout: 15 * time.Second,
+
+		RequireTOCDigests: true,
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

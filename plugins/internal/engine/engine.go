@@ -44,6 +44,8 @@ type Config struct {
 	HeaderTimeout, StreamTimeout time.Duration
 	// ReportTraces sends what was seen of each start to a proxyd.
 	ReportTraces bool
+	// RequireTOCDigests refuses images whose manifest does not name the TOC of each layer.
+	RequireTOCDigests bool
 }
 
 // Engine is safe for concurrent use.

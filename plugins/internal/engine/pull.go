@@ -63,6 +63,9 @@ type Pull struct {
 // be pulled as stock containerd does. Its text says why.
 var ErrNotAccelerated = errors.New("not accelerated")
 
+// errUnnamed is wrapped by the refusal of an image for Config.RequireTOCDigests.
+var errUnnamed = errors.New("require_toc_digests is set, and the manifest does not name the tables of contents of all layers: have ctr-starlight convert make an image that does")
+
 // ref is a reference that was pulled.
 type ref struct {
 	rec refRecord
@@ -105,8 +108,8 @@ func (e *Engine) Pull(ctx context.Context, r PullRequest) (_ *Pull, err error) {
 			return nil, ctx.Err()
 		}
 		failures = append(failures, err)
-		if errdefs.IsUnauthorized(err) || errdefs.IsNotFound(err) {
-			break // is what the registry says: other proxies would say the same
+		if errdefs.IsUnauthorized(err) || errdefs.IsNotFound(err) || errors.Is(err, errUnnamed) {
+			break // is what the registry, or the manifest, says: other proxies would say the same
 		}
 	}
 	return nil, fmt.Errorf("%w: %w", ErrNotAccelerated, errors.Join(failures...))
@@ -176,6 +179,9 @@ func (e *Engine) open(ctx context.Context, p *proxy, name string, src source, pr
 	forget := false // ask as if we had nothing
 	for {
 		m, err := e.header(ctx, s, req, forget, progress, func(m *delta.Metadata) error {
+			if e.cfg.RequireTOCDigests && m.Unnamed > 0 {
+				return fmt.Errorf("manifest %s (%d of %d layers): %w", m.Manifest.Digest, m.Unnamed, len(m.Header.Layers), errUnnamed)
+			}
 			_, err := e.admit(ctx, m, s, src, name)
 			return err
 		})
