@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,10 +10,14 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/starlight-delta/starlight/integration/internal/registry"
 	"github.com/starlight-delta/starlight/integration/internal/sandbox"
 	"github.com/starlight-delta/starlight/integration/internal/tools"
 	"github.com/starlight-delta/starlight/internal/fscmp"
+	"github.com/starlight-delta/starlight/proxyd/wire"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // A converted image is the same to stock containerd, which knows nothing of its format,
@@ -65,8 +70,8 @@ func TestConvertedImages(t *testing.T) {
 			}
 			stock.runReady(dst, "stock-"+format, overlayfs, ready)
 			n.pull(dst, "--user", good)
-			if s := n.status1(dst); s.Mode != "delta" {
-				t.Fatalf("got %+v, want a delta", s)
+			if s := n.status1(dst); s.Mode != "delta" || !s.Vouched {
+				t.Fatalf("got %+v, want a delta of an image that vouches for its TOCs", s)
 			}
 			n.wait(dst)
 			n.runReady(dst, "lazy-"+format, starlight, ready)
@@ -79,6 +84,16 @@ func TestConvertedImages(t *testing.T) {
 			}
 		})
 	}
+	// Original and copy can be told apart by a node that wants manifests to name TOCs.
+	strict := w.node(sandbox.NodeConfig{Name: "strict", Proxies: []string{p.Address}, Engine: "  require_toc_digests = true\n"})
+	strict.pull(src, "--user", good)
+	if s := strict.status1(src); s.Mode != "plain" || s.Vouched || !strings.Contains(s.Reason, "require_toc_digests") {
+		t.Errorf("the original is %+v, want it plain, and the reason", s)
+	}
+	strict.pull(r.Ref("secret/tinyhttp", "estargz"), "--user", good)
+	if s := strict.status1(r.Ref("secret/tinyhttp", "estargz")); s.Mode != "delta" || !s.Vouched {
+		t.Errorf("the copy is %+v, want a delta", s)
+	}
 	// What differs from the original is what was asked for: hardly a byte of contents.
 	type delta struct {
 		New struct {
@@ -87,5 +102,71 @@ func TestConvertedImages(t *testing.T) {
 	}
 	if d := fromJSON[delta](n, "delta", "--user", good, "--from", src, r.Ref("secret/tinyhttp", "zstdchunked")); d.New.Bytes > 10 {
 		t.Errorf("the converted image has %d bytes of contents that the original has not", d.New.Bytes)
+	}
+}
+
+// A converted image names the TOCs that proxyd makes of its layers: a proxyd that says
+// otherwise is refused.
+func TestConvertedImageRefusesALie(t *testing.T) {
+	start := time.Now()
+	w := newWorld(t, lan)
+	p := w.proxyd()
+	src := w.push("tinyhttp", "v1")
+	var seen []wire.Layer // of the header, before it was changed
+	lie := hostileNames("lie")
+	m, err := newMangler(w.Link.Cloud, p.Address, func(out *wire.Writer, f wire.Frame) error {
+		if f.Type == wire.FrameHeader {
+			seen = f.Header.Layers
+		}
+		return lie(out, f)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := w.node(sandbox.NodeConfig{Proxies: []string{w.listen("8099", m.to)}})
+	for _, format := range []string{"estargz", "zstdchunked"} {
+		t.Run(format, func(t *testing.T) {
+			dst := w.Registry.Ref("tinyhttp", format)
+			n.ctr("starlight", "convert", "--insecure-source", "--insecure-destination", "--format", format, src, dst)
+			_, b, err := w.Registry.Manifest(t.Context(), "tinyhttp", format)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var manifest ocispec.Manifest
+			if err := json.Unmarshal(b, &manifest); err != nil {
+				t.Fatal(err)
+			}
+			n.pull(dst)
+			if len(seen) == 0 || len(seen) != len(manifest.Layers) {
+				t.Fatalf("got %d layers from proxyd, and %d in the manifest", len(seen), len(manifest.Layers))
+			}
+			for i, l := range manifest.Layers {
+				if named, err := toc.Named(l.Annotations); err != nil || named != seen[i].TOC {
+					t.Errorf("layer %d: proxyd made the TOC %s, the manifest names %s, %v", i, seen[i].TOC, named, err)
+				}
+			}
+			why := "names " + seen[0].TOC.String()
+			if s := n.status1(dst); s.Mode != "plain" || s.Vouched || !strings.Contains(s.Reason, why) {
+				t.Errorf("got %+v, want it plain, as the manifest %s", s, why)
+			}
+			if !strings.Contains(n.Log(), why) {
+				t.Error("the log does not tell why")
+			}
+			if err := n.Pull(t.Context(), dst, "--snapshotter", overlayfs); err != nil {
+				t.Fatal(err)
+			}
+			diffs, err := fscmp.Compare(n.mount(t, dst, overlayfs), n.mount(t, dst, starlight), fscmp.Options{DirTimesBefore: start, Max: 10})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range diffs {
+				t.Error(d)
+			}
+		})
+	}
+	// That was not for another reason: of the original, the lie is believed.
+	n.pull(src)
+	if s := n.status1(src); s.Mode != "delta" || s.Vouched {
+		t.Errorf("got %+v, want a delta", s)
 	}
 }

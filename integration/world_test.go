@@ -250,6 +250,7 @@ type status struct {
 	ObjectsLocal int64   `json:"objectsLocal"`
 	Percent      float64 `json:"percent"`
 	Complete     bool    `json:"complete"`
+	Vouched      bool    `json:"vouched"`
 }
 
 // status returns what the node says of a reference, in every namespace.
