@@ -43,6 +43,8 @@ type World struct {
 	nodes  []*Node
 	others []io.Closer
 	pushed map[string]digest.Digest
+	// restore what New changed on the machine.
+	restore func() error
 }
 
 // New makes a world with an open registry. Its directory is below $STARLIGHT_TMP
@@ -68,6 +70,9 @@ func New(ctx context.Context, link wan.Config) (_ *World, err error) {
 	}()
 	// The root of a container's user namespace is somebody else here.
 	if err := os.Chmod(dir, 0o711); err != nil {
+		return nil, err
+	}
+	if w.restore, err = oneScheduler(); err != nil {
 		return nil, err
 	}
 	if w.Link, err = wan.New(link); err != nil {
@@ -112,6 +117,9 @@ func (w *World) Close() error {
 			}
 		}
 		errs = append(errs, w.Link.Close())
+	}
+	if w.restore != nil {
+		errs = append(errs, w.restore())
 	}
 	errs = append(errs, RemoveTree(w.Dir))
 	return errors.Join(errs...)
