@@ -66,7 +66,7 @@ func (b *bench) sent(ctx context.Context, versions []corpus.Image, all []report.
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	ours := system.Starlight{Binaries: b.bin}
+	ours := system.Starlight{Binaries: b.bin, AtOnce: true}
 	refs, err := ours.Publish(ctx, w, versions)
 	if err != nil {
 		return err

@@ -134,7 +134,7 @@ func (b *bench) start(ctx context.Context, w *sandbox.World, c cell, i int, vers
 		if err != nil && ctx.Err() == nil {
 			err = errors.Join(err, b.keep(fmt.Sprintf("%s-%s-%v", r.Image, name, c.link), n))
 		}
-		err = errors.Join(err, n.Remove())
+		err = errors.Join(err, n.Stop())
 	}
 	// Whatever went wrong, the next cell begins with nothing.
 	err = errors.Join(err, w.Link.Set(wan.Config{}), w.Link.Edge.KillAll())

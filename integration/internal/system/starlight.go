@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/starlight-delta/starlight/integration/internal/corpus"
@@ -19,10 +21,12 @@ import (
 // Starlight is our containerd with a proxyd at the registry's side.
 //
 // proxyd has read both versions before, as it does when a version is pushed or
-// pulled for the first time. Each node has a proxyd with a copy of that state, so
-// that no measurement profits from the one before.
+// pulled for the first time, and has had the time to compress each. Each node has a
+// proxyd with a copy of that state, so that no measurement profits from the one before.
 type Starlight struct {
 	Binaries tools.Binaries
+	// AtOnce: proxyd has had no time since it read them.
+	AtOnce bool
 	// Precomputed: another worker has made the same update before, and proxyd had
 	// the time to compute patches for it.
 	Precomputed bool
@@ -49,6 +53,9 @@ func (s Starlight) state(w *sandbox.World, image string) string {
 	return filepath.Join(w.Dir, s.Name()+"-state", image)
 }
 
+// plain is the system whose state that of s begins with.
+func (s Starlight) plain() Starlight { return Starlight{Binaries: s.Binaries, AtOnce: s.AtOnce} }
+
 // Publish implements [System].
 func (s Starlight) Publish(ctx context.Context, w *sandbox.World, versions []corpus.Image) ([]string, error) {
 	refs, err := push(ctx, w, versions)
@@ -73,36 +80,56 @@ func (s Starlight) Teach(ctx context.Context, w *sandbox.World, image string, re
 }
 
 func (s Starlight) teach(ctx context.Context, w *sandbox.World, image string, refs []string, ready []corpus.Ready) error {
-	p, err := w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: s.Binaries.Proxyd, Dir: s.state(w, image)})
+	read := s.plain().state(w, image)
+	if _, err := os.Stat(read); errors.Is(err, fs.ErrNotExist) {
+		if err := s.learn(ctx, w, read, !s.AtOnce, func(p *sandbox.Proxyd) error {
+			for _, ref := range refs { // each alone: proxyd sees no update
+				if err := s.pull(ctx, w, p, []string{ref}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+	}
+	if s == s.plain() {
+		return nil
+	}
+	if err := os.CopyFS(s.state(w, image), os.DirFS(read)); err != nil {
+		return err
+	}
+	return s.learn(ctx, w, s.state(w, image), s.Precomputed, func(p *sandbox.Proxyd) error {
+		if s.Precomputed {
+			if err := s.pull(ctx, w, p, refs); err != nil {
+				return err
+			}
+		}
+		for i := range s.Traced {
+			if err := s.trace(ctx, w, p, refs[i], ready[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// learn does something with a proxyd whose state is in dir, and lets it have the time to
+// make of it what it can, or not.
+func (s Starlight) learn(ctx context.Context, w *sandbox.World, dir string, rest bool, lesson func(*sandbox.Proxyd) error) error {
+	p, err := w.StartProxyd(ctx, sandbox.ProxydConfig{Binary: s.Binaries.Proxyd, Dir: dir})
 	if err != nil {
 		return err
 	}
-	var plans [][]string
-	for _, ref := range refs {
-		plans = append(plans, []string{ref}) // each alone: proxyd sees no update
-	}
-	if s.Precomputed {
-		plans = append(plans, refs)
-	}
-	for _, plan := range plans {
-		if err := s.pull(ctx, w, p, plan); err != nil {
-			return errors.Join(err, p.Stop())
-		}
-	}
-	for i := range s.Traced {
-		if err := s.trace(ctx, w, p, refs[i], ready[i]); err != nil {
-			return errors.Join(err, p.Stop())
-		}
-	}
-	if s.Precomputed {
+	if err = lesson(p); err == nil && rest {
 		err = Idle(ctx, p.Process)
 	}
 	return errors.Join(err, p.Stop())
 }
 
-// pull pulls images one after the other on a node that is thrown away.
+// pull pulls images one after the other on a node of its own.
 func (s Starlight) pull(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd, refs []string) error {
-	n, err := s.Worker(ctx, w, p.Address, "teacher")
+	n, err := s.Worker(ctx, w, p.Address, unused(w, "teacher"))
 	if err != nil {
 		return err
 	}
@@ -114,16 +141,16 @@ func (s Starlight) pull(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd
 			break
 		}
 	}
-	return errors.Join(err, n.Remove())
+	return errors.Join(err, n.Stop())
 }
 
-// trace starts an image once on a node that is thrown away, and reports what was read.
+// trace starts an image once on a node of its own, and reports what was read.
 func (s Starlight) trace(ctx context.Context, w *sandbox.World, p *sandbox.Proxyd, ref string, ready corpus.Ready) (err error) {
-	n, err := s.Worker(ctx, w, p.Address, "tracer")
+	n, err := s.Worker(ctx, w, p.Address, unused(w, "tracer"))
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, n.Remove()) }()
+	defer func() { err = errors.Join(err, n.Stop()) }()
 	if err := n.Pull(ctx, ref); err != nil {
 		return err
 	}
@@ -146,6 +173,16 @@ func (s Starlight) trace(ctx context.Context, w *sandbox.World, p *sandbox.Proxy
 		}
 	}
 	return nil
+}
+
+// unused is a name that no node of the world has had.
+func unused(w *sandbox.World, kind string) string {
+	for i := 0; ; i++ {
+		name := kind + strconv.Itoa(i)
+		if _, err := os.Lstat(filepath.Join(w.Dir, name)); errors.Is(err, fs.ErrNotExist) {
+			return name
+		}
+	}
 }
 
 // Node implements [System].
