@@ -16,8 +16,13 @@ const (
 	RouteDelta   = "/v2/delta"   // DeltaRequest  → delta bundle (BundleType)
 	RouteObjects = "/v2/objects" // ObjectsRequest → delta bundle without header
 	RouteBlob    = "/v2/blob"    // BlobRequest   → the raw bytes of a layer, config or manifest
-	RoutePing    = "/v2/ping"    // GET → Ping as JSON
+	RoutePing    = "/v2/ping"    // GET → Ping as JSON, and FillParam
 )
+
+// FillParam is a parameter of RoutePing: about so many bytes of white space, at most MaxFill,
+// shall follow the answer. A connection on which many bytes have gone begins its next
+// answer at the rate that they had, and not with ten packets for the first round trip.
+const FillParam = "fill"
 
 // BundleType is the media type of a delta bundle.
 const BundleType = "application/vnd.starlight.bundle.v2"

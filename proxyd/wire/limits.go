@@ -12,6 +12,7 @@ const (
 	MaxCount     = 4096    // entries in the index of a data frame
 	MaxLocal     = 1 << 16 // ranges of a local frame
 	maxLocal     = 1 << 20 // bytes of its payload
+	MaxFill      = 1 << 20 // bytes after the answer to a ping
 	MaxLayers    = 512
 	MaxHave      = 4096
 	MaxPartial   = 1024

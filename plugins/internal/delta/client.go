@@ -20,6 +20,8 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -47,7 +49,7 @@ type Config struct {
 	// kernel adapts it, up to net.ipv4.tcp_rmem.
 	ReceiveBuffer int
 	// KeepFor is how long after its last use a connection is kept warm by
-	// KeepWarm. Default 15 min.
+	// KeepWarm. Default one day.
 	KeepFor time.Duration
 	// PingEvery is the interval of KeepWarm. Default 45 s, below the minute after
 	// which load balancers commonly drop idle connections.
@@ -63,7 +65,7 @@ func (c Config) withDefaults() Config {
 	def(&c.DialTimeout, 5*time.Second)
 	def(&c.IdleTimeout, 10*time.Second)
 	def(&c.StreamTimeout, 15*time.Second)
-	def(&c.KeepFor, 15*time.Minute)
+	def(&c.KeepFor, 24*time.Hour)
 	def(&c.PingEvery, 45*time.Second)
 	return c
 }
@@ -77,6 +79,7 @@ type Client struct {
 	// shared connection, which is what HTTP/2 would make of it.
 	bulk, urgent *http.Transport
 	used         atomic.Int64 // unix nanoseconds of the last request other than pings
+	filled       atomic.Int64 // unix nanoseconds of the last fill
 }
 
 // New makes a Client. It opens no connection; see Warm.
@@ -178,7 +181,7 @@ func (c *Client) Ping(ctx context.Context) (time.Duration, wire.Ping, error) {
 		var reused bool
 		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }}
 		start := time.Now()
-		p, err := c.ping(httptrace.WithClientTrace(ctx, trace), c.urgent)
+		p, err := c.ping(httptrace.WithClientTrace(ctx, trace), c.urgent, 0)
 		if err != nil {
 			return 0, wire.Ping{}, err
 		}
@@ -193,14 +196,19 @@ func (c *Client) Ping(ctx context.Context) (time.Duration, wire.Ping, error) {
 // maxPing is far above what any proxyd answers to a ping.
 const maxPing = 64 << 10
 
-func (c *Client) ping(ctx context.Context, t *http.Transport) (wire.Ping, error) {
+// ping asks for fill bytes of white space with the answer.
+func (c *Client) ping(ctx context.Context, t *http.Transport, fill int) (wire.Ping, error) {
 	var p wire.Ping
-	resp, _, err := c.do(ctx, t, http.MethodGet, wire.RoutePing, nil)
+	route := wire.RoutePing
+	if fill > 0 {
+		route += "?" + url.Values{wire.FillParam: {strconv.Itoa(fill)}}.Encode()
+	}
+	resp, _, err := c.do(ctx, t, http.MethodGet, route, nil)
 	if err != nil {
 		return p, err
 	}
 	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxPing))
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxPing+int64(fill)))
 	if err != nil {
 		return p, err
 	}
@@ -244,7 +252,10 @@ func (c *Client) do(ctx context.Context, t *http.Transport, method, route string
 		GetConn: func(string) { g.arm(connect) },
 		GotConn: func(httptrace.GotConnInfo) { g.arm(c.cfg.IdleTimeout) },
 	}
-	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, c.base.JoinPath(route).String(), body)
+	path, query, _ := strings.Cut(route, "?")
+	u := c.base.JoinPath(path)
+	u.RawQuery = query
+	req, err := http.NewRequestWithContext(httptrace.WithClientTrace(ctx, trace), method, u.String(), body)
 	if err != nil {
 		g.end()
 		return nil, 0, fmt.Errorf("proxy %s: %w: %w", c.cfg.Address, err, errdefs.ErrInvalidArgument)

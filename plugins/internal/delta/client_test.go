@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -247,6 +248,36 @@ func TestConnections(t *testing.T) {
 	}
 	srv.CloseClientConnections()
 	pull()
+}
+
+// The first connection that is opened carries something at once, and later ones do not.
+func TestWarmFills(t *testing.T) {
+	var fills atomic.Int64
+	mux := http.NewServeMux()
+	mux.HandleFunc(wire.RoutePing, func(w http.ResponseWriter, r *http.Request) {
+		ping(w, r)
+		n, _ := strconv.Atoi(r.URL.Query().Get(wire.FillParam))
+		_, _ = w.Write(bytes.Repeat([]byte{' '}, n))
+		fills.Add(int64(n))
+	})
+	srv := httptest.NewServer(mux)
+	defer srv.Close()
+	c, err := New(Config{Address: srv.URL + "/prefix/.."})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for range 3 {
+		for range 2 {
+			if err := c.Warm(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		srv.CloseClientConnections()
+	}
+	if n := fills.Load(); n != fill {
+		t.Errorf("%d bytes were asked for, want %d", n, fill)
+	}
 }
 
 func TestOneWriteForTheRequest(t *testing.T) {

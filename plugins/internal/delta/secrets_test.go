@@ -78,7 +78,7 @@ func TestSecretsAreReadWhenTheyAreUsed(t *testing.T) {
 	}
 	defer c.Close()
 	ping := func() error {
-		_, err := c.ping(t.Context(), c.urgent)
+		_, err := c.ping(t.Context(), c.urgent, 0)
 		return err
 	}
 	fails := func(what string, want string) {

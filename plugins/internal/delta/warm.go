@@ -2,22 +2,41 @@ package delta
 
 import (
 	"context"
-	"net/http"
+	"net/http/httptrace"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 )
 
+const (
+	// fill is what goes over a new connection ahead of need. Headers of images with many
+	// files have as much.
+	fill = 256 << 10
+	// fillEvery is how often that may be: some links lose their connections all the time,
+	// and each byte costs.
+	fillEvery = time.Hour
+)
+
 // Warm opens the connections that the first pull and its first urgent request will
-// use, so that each of them takes one round trip.
+// use, so that each of them takes one round trip. On a new one for the first, something
+// is sent at once, so that the kernel of proxyd knows what it carries when the header of an
+// image comes: else that takes another round trip for each doubling of ten packets.
 func (c *Client) Warm(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, t := range []*http.Transport{c.bulk, c.urgent} {
-		g.Go(func() error {
-			_, err := c.ping(ctx, t)
-			return err
-		})
-	}
+	g.Go(func() error {
+		_, err := c.ping(ctx, c.urgent, 0)
+		return err
+	})
+	g.Go(func() error {
+		opened := false
+		trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { opened = !i.Reused }}
+		_, err := c.ping(httptrace.WithClientTrace(ctx, trace), c.bulk, 0)
+		last, now := c.filled.Load(), time.Now()
+		if err == nil && opened && now.Sub(time.Unix(0, last)) > fillEvery && c.filled.CompareAndSwap(last, now.UnixNano()) {
+			_, err = c.ping(ctx, c.bulk, fill)
+		}
+		return err
+	})
 	return g.Wait()
 }
 

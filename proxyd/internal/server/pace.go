@@ -101,15 +101,30 @@ func rate32(r float64) uint32 { return uint32(max(64<<10, min(r, unlimited-1))) 
 
 // newPacer paces the connection that a request came on.
 func newPacer(ctx context.Context) *pacer {
+	if l, ok := linkOf(ctx); ok {
+		return &pacer{link: l}
+	}
+	return &pacer{}
+}
+
+// linkOf is the connection that a request came on.
+func linkOf(ctx context.Context) (tcpLink, bool) {
 	c, ok := ctx.Value(connKey{}).(syscall.Conn)
 	if !ok {
-		return &pacer{}
+		return tcpLink{}, false
 	}
 	raw, err := c.SyscallConn()
-	if err != nil {
-		return &pacer{}
+	return tcpLink{raw}, err == nil
+}
+
+// remembers tells whether the connection that a request came on keeps its rate when it
+// is idle: with BBR it does, others begin anew (tcp.h: tcp_slow_start_after_idle_check).
+func remembers(ctx context.Context) bool {
+	l, ok := linkOf(ctx)
+	if ok {
+		_, ok = l.state()
 	}
-	return &pacer{link: tcpLink{raw}}
+	return ok
 }
 
 // end takes the limit away: the connection goes on to other requests.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -210,10 +212,21 @@ func (s *Server) decode(w *response, r *http.Request, req any) error {
 	return w.readDeadline(0)
 }
 
-func (s *Server) ping(w *response, _ *http.Request, _ *record) error {
+func (s *Server) ping(w *response, r *http.Request, _ *record) error {
+	fill := 0
+	if v := r.URL.Query().Get(wire.FillParam); v != "" {
+		var err error
+		if fill, err = strconv.Atoi(v); err != nil || fill < 0 || fill > wire.MaxFill {
+			return invalid(fmt.Sprintf("%s is not a number of bytes up to %d", wire.FillParam, wire.MaxFill))
+		}
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	return json.NewEncoder(w).Encode(wire.Ping{Version: s.cfg.Version, Protocol: wire.Version, Registries: s.cfg.Registries})
+	err := json.NewEncoder(w).Encode(wire.Ping{Version: s.cfg.Version, Protocol: wire.Version, Registries: s.cfg.Registries})
+	if err == nil && fill > 0 && remembers(r.Context()) {
+		_, err = w.Write(bytes.Repeat([]byte{' '}, fill))
+	}
+	return err
 }
 
 // ready tells whether what proxyd rests on can be reached.
