@@ -31,7 +31,9 @@ type Patcher struct {
 	Bases   *Bases
 	// Packs gives the packs of Bases.Layers. It may be called concurrently.
 	Packs Packs
-	// Rate, if not 0, is what the link is expected to carry, in bytes a second.
+	// Rate, if not 0, is what the link is expected to carry, in bytes a second. If it is
+	// measured to carry less than half of that, it is the worker that is slow for a
+	// moment: a patch that comes late does not make it faster.
 	Rate float64
 	// Patient waits for every patch that pays: nobody waits for the stream.
 	Patient bool
@@ -40,6 +42,7 @@ type Patcher struct {
 	plan  Packs
 	spawn func(j *job, object uint32) // makes a patch in the background
 	rate  atomic.Uint64               // of the link, as measured
+	least float64                     // what it is taken to be whatever was measured
 
 	mu   sync.Mutex
 	jobs map[uint32]*job // guarded by mu
@@ -89,7 +92,7 @@ func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan
 			return nil
 		})
 	}
-	p.jobs, p.move = map[uint32]*job{}, make(chan struct{})
+	p.jobs, p.move, p.least = map[uint32]*job{}, make(chan struct{}), p.Rate/2
 	if p.Rate == 0 {
 		p.Rate = usualRate
 	}
@@ -182,7 +185,7 @@ func (p *Patcher) encode(ctx context.Context, j *job, object uint32) error {
 // linkRate is what the link carries, in bytes a second.
 func (p *Patcher) linkRate() float64 {
 	if r := p.rate.Load(); r > 0 {
-		return float64(r)
+		return max(float64(r), p.least)
 	}
 	return p.Rate
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/patch"
@@ -338,4 +339,29 @@ func (w *worker) segment(objects []toc.Object, p wire.Piece, b []byte) ([]byte, 
 type sentBase struct {
 	piece wire.Piece
 	head  []byte
+}
+
+// A worker on a local network is not made to wait because it was slow for a moment.
+func TestLinkRate(t *testing.T) {
+	for _, tt := range []struct {
+		expected, measured, want float64
+	}{
+		{0, 0, usualRate},
+		{0, 1e6, 1e6},
+		{0, 90e6, 90e6},
+		{100e6, 0, 100e6},
+		{100e6, 1e6, 50e6},
+		{100e6, 90e6, 90e6},
+	} {
+		g, ctx := errgroup.WithContext(t.Context())
+		p := &Patcher{Rate: tt.expected}
+		p.start(ctx, g, nil, &Plan{}, nil)
+		p.rate.Store(uint64(tt.measured))
+		if got := p.linkRate(); got != tt.want {
+			t.Errorf("expected %g, measured %g: got %g, want %g", tt.expected, tt.measured, got, tt.want)
+		}
+		if err := g.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
 }
