@@ -35,7 +35,7 @@ func ApplyTOCPatch(base, payload []byte) ([]byte, error) {
 	if in.bad {
 		return nil, invalid("patch of a TOC without size")
 	}
-	a, err := patch.NewApplier(bytes.NewReader(base), int64(len(base)), int64(size), nil)
+	a, err := patch.NewApplier(bytes.NewReader(base), int64(len(base)), int64(size), nil, patch.GoodMemory)
 	if err != nil {
 		return nil, fmt.Errorf("bundle: patch of a TOC: %w", err)
 	}

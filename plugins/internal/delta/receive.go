@@ -22,6 +22,8 @@ const (
 	inFlight = 24 << 20
 	// batch is how many bytes of pieces are stored together.
 	batch = 1 << 20
+	// applyMemory is what all that apply patches keep of the old objects.
+	applyMemory = 2 * patch.GoodMemory
 	// maxHeads bounds the heads of patches that are under way at a time.
 	maxHeads = 32 << 20
 )
@@ -62,7 +64,7 @@ func Receive(ctx context.Context, b *Bundle, sink Sink, arrived func(bytes int64
 	workers := max(2, runtime.GOMAXPROCS(0))
 	g.SetLimit(workers)
 	r := &receiver{
-		sink: sink, patches: map[uint32]*revision{},
+		sink: sink, memory: applyMemory / int64(workers), patches: map[uint32]*revision{},
 		idle: make(chan *applier, workers), room: semaphore.NewWeighted(inFlight),
 	}
 	err := r.read(ctx, g, b, arrived)
@@ -74,9 +76,10 @@ func Receive(ctx context.Context, b *Bundle, sink Sink, arrived func(bytes int64
 }
 
 type receiver struct {
-	sink Sink
-	idle chan *applier // appliers that hold parts of their bases
-	room *semaphore.Weighted
+	sink   Sink
+	memory int64         // of an applier
+	idle   chan *applier // appliers that hold parts of their bases
+	room   *semaphore.Weighted
 
 	// By object: the patches under way. Used by read only.
 	patches map[uint32]*revision
@@ -256,7 +259,7 @@ func (r *receiver) open(p *revision, head []byte) error {
 	if err != nil {
 		return fmt.Errorf("base of object %s: %w", p.object.Digest, err)
 	}
-	if p.first, err = patch.NewApplier(base, base.Size(), p.object.Size, head); err != nil {
+	if p.first, err = patch.NewApplier(base, base.Size(), p.object.Size, head, r.memory); err != nil {
 		return fmt.Errorf("patch of object %s: %w", p.object.Digest, malformed(err))
 	}
 	close(p.ready)

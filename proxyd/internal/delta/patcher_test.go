@@ -325,7 +325,7 @@ func (w *worker) segment(objects []toc.Object, p wire.Piece, b []byte) ([]byte, 
 	}
 	o := &w.bases.tocs[base.piece.Layer].Objects[base.piece.Base]
 	old := readObject(w.bases.all[base.piece.Layer], int(base.piece.Base), o)
-	a, err := patch.NewApplier(old, o.Size, objects[p.Object].Size, base.head)
+	a, err := patch.NewApplier(old, o.Size, objects[p.Object].Size, base.head, patch.GoodMemory)
 	if err != nil {
 		return nil, err
 	}

@@ -165,7 +165,7 @@ func made(t testing.TB, p delta.Patch, from, to []byte) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := patch.NewApplier(bytes.NewReader(from), int64(len(from)), int64(len(to)), head)
+	a, err := patch.NewApplier(bytes.NewReader(from), int64(len(from)), int64(len(to)), head, patch.GoodMemory)
 	if err != nil {
 		t.Fatal(err)
 	}

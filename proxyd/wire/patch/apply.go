@@ -7,9 +7,8 @@ import (
 )
 
 const (
-	applyBits   = 16      // log2 of the blocks in which the old file is read
-	applyMemory = 4 << 20 // bytes of these that are kept
-	direct      = 16 << 10
+	applyBits = 16 // log2 of the blocks in which the old file is read
+	direct    = 16 << 10
 )
 
 // Applier makes pieces of the new object from the old one and segments. It is for one
@@ -17,11 +16,19 @@ const (
 type Applier struct {
 	old     *window
 	newSize int64
+	memory  int64
 }
 
+// GoodMemory is what an Applier needs to be fast with any patch: a program whose functions
+// stand in another order is read from many places at the same time, and each block that is
+// not kept is relocated again. Measured with a program of 55 MB, one processor: 4 MiB
+// 75 MB/s, 8 MiB 140, 16 MiB 410, 32 MiB 590.
+const GoodMemory = 16 << 20
+
 // NewApplier returns an Applier for patches with this head, which may be empty. It
-// keeps a few MiB of old in memory, whatever its size; head is not kept.
-func NewApplier(old io.ReaderAt, oldSize, newSize int64, head []byte) (*Applier, error) {
+// keeps up to so many bytes of old in memory, or a few blocks if that is less; head is
+// not kept.
+func NewApplier(old io.ReaderAt, oldSize, newSize int64, head []byte, memory int64) (*Applier, error) {
 	if oldSize < 0 || oldSize > MaxSize || newSize < 0 || newSize > MaxSize {
 		return nil, invalid("objects of %d and %d bytes", oldSize, newSize)
 	}
@@ -32,14 +39,14 @@ func NewApplier(old io.ReaderAt, oldSize, newSize int64, head []byte) (*Applier,
 			return nil, err
 		}
 	}
-	return &Applier{old: newWindow(old, oldSize, applyBits, applyMemory, reloc), newSize: newSize}, nil
+	return &Applier{old: newWindow(old, oldSize, applyBits, memory, reloc), newSize: newSize, memory: memory}, nil
 }
 
 // Fork returns another Applier for the same patch. They may be used at the same time.
 func (a *Applier) Fork() *Applier {
 	return &Applier{
-		old:     newWindow(a.old.r, a.old.size, applyBits, applyMemory, a.old.reloc),
-		newSize: a.newSize,
+		old:     newWindow(a.old.r, a.old.size, applyBits, a.memory, a.old.reloc),
+		newSize: a.newSize, memory: a.memory,
 	}
 }
 

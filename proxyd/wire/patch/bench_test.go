@@ -45,7 +45,7 @@ func benchPair(b *testing.B, old, nw *os.File, o Options) {
 		encode += cpuTime(b) - start
 		sent, head = compressed(b, p), len(p.head)
 		start = cpuTime(b)
-		a, err := NewApplier(old, oldSize, newSize, p.head)
+		a, err := NewApplier(old, oldSize, newSize, p.head, GoodMemory)
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -106,7 +106,7 @@ func roundTrip(t testing.TB, old, nw []byte, o Options) made {
 	if len(p.segments) != pieces(int64(len(nw))) || len(p.head) > MaxHead {
 		t.Fatalf("%d segments for %d bytes, head of %d", len(p.segments), len(nw), len(p.head))
 	}
-	a, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), p.head)
+	a, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), p.head, GoodMemory)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			b = b[bytes.IndexByte(b, ' ')+1:]
-			a, err := NewApplier(bytes.NewReader(p.old), int64(len(p.old)), int64(len(p.nw)), b[:n])
+			a, err := NewApplier(bytes.NewReader(p.old), int64(len(p.old)), int64(len(p.nw)), b[:n], GoodMemory)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -249,7 +249,7 @@ func FuzzApply(f *testing.F) {
 	old = append(old, noise(1, 1<<20)...)
 	f.Fuzz(func(t *testing.T, head, segment []byte, oldSize, newSize int64) {
 		oldSize = min(oldSize, int64(len(old)))
-		a, err := NewApplier(bytes.NewReader(old), oldSize, newSize, head)
+		a, err := NewApplier(bytes.NewReader(old), oldSize, newSize, head, GoodMemory)
 		if err != nil {
 			requireInvalid(t, err)
 			return
@@ -275,7 +275,7 @@ func TestDamaged(t *testing.T) {
 	old, nw := testProgram(machineX86, 0), testProgram(machineX86, 1)
 	p := roundTrip(t, old, nw, Options{Method: RD})
 	try := func(head, segment []byte) {
-		a, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), head)
+		a, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), head, GoodMemory)
 		var got []byte
 		if err == nil {
 			got, err = a.Apply(nil, 0, segment)
@@ -291,7 +291,7 @@ func TestDamaged(t *testing.T) {
 		if i%7 != 0 {
 			continue
 		}
-		if _, err := must(NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), p.head)).Apply(nil, 0, s[:i]); err == nil {
+		if _, err := must(NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), p.head, GoodMemory)).Apply(nil, 0, s[:i]); err == nil {
 			t.Fatalf("segment cut after %d of %d bytes is accepted", i, len(s))
 		}
 		b := bytes.Clone(s)
@@ -299,7 +299,7 @@ func TestDamaged(t *testing.T) {
 		try(p.head, b)
 	}
 	for i := range p.head {
-		if _, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), p.head[:i]); i > 0 && err == nil {
+		if _, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), p.head[:i], GoodMemory); i > 0 && err == nil {
 			t.Fatalf("head cut after %d of %d bytes is accepted", i, len(p.head))
 		}
 		for _, x := range []byte{1, 0x80, 0xFF} {
@@ -328,7 +328,7 @@ func TestReadErrors(t *testing.T) {
 		}
 		return bytes.NewReader(nw).ReadAt(b, off)
 	})
-	a := must(NewApplier(r, int64(len(nw)), int64(len(nw)-10), p.head))
+	a := must(NewApplier(r, int64(len(nw)), int64(len(nw)-10), p.head, GoodMemory))
 	for range 2 {
 		if _, err := a.Apply(nil, 0, p.segments[0]); !errors.Is(err, iotest.ErrTimeout) || errors.Is(err, ErrInvalid) {
 			t.Fatalf("error %v", err)
@@ -387,7 +387,7 @@ func TestMemory(t *testing.T) {
 	}
 	const size = 256 << 20
 	old, nw := hugeFile{0}, hugeFile{1000}
-	a := must(NewApplier(old, size, size, nil))
+	a := must(NewApplier(old, size, size, nil, GoodMemory))
 	var before, during runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
