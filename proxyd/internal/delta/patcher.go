@@ -31,10 +31,11 @@ type Patcher struct {
 	Bases   *Bases
 	// Packs gives the packs of Bases.Layers. It may be called concurrently.
 	Packs Packs
-	// Rate, if not 0, is what the link is expected to carry, in bytes a second. If it is
-	// measured to carry less than half of that, it is the worker that is slow for a
-	// moment: a patch that comes late does not make it faster.
+	// Rate, if not 0, is what the link is expected to carry, in bytes a second.
 	Rate float64
+	// Known: the link has carried Rate. If it carries less than half of that now, it is
+	// the worker that is slow for a moment: a patch that comes late does not make it faster.
+	Known bool
 	// Patient waits for every patch that pays: nobody waits for the stream.
 	Patient bool
 
@@ -92,7 +93,10 @@ func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan
 			return nil
 		})
 	}
-	p.jobs, p.move, p.least = map[uint32]*job{}, make(chan struct{}), p.Rate/2
+	p.jobs, p.move, p.least = map[uint32]*job{}, make(chan struct{}), 0
+	if p.Known {
+		p.least = p.Rate / 2
+	}
 	if p.Rate == 0 {
 		p.Rate = usualRate
 	}

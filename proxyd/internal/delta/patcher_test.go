@@ -344,17 +344,21 @@ type sentBase struct {
 // A worker on a local network is not made to wait because it was slow for a moment.
 func TestLinkRate(t *testing.T) {
 	for _, tt := range []struct {
-		expected, measured, want float64
+		expected float64
+		known    bool
+		measured float64
+		want     float64
 	}{
-		{0, 0, usualRate},
-		{0, 1e6, 1e6},
-		{0, 90e6, 90e6},
-		{100e6, 0, 100e6},
-		{100e6, 1e6, 50e6},
-		{100e6, 90e6, 90e6},
+		{0, false, 0, usualRate},
+		{0, false, 1e6, 1e6},
+		{0, false, 90e6, 90e6},
+		{100e6, false, 0, 100e6},
+		{100e6, false, 1e6, 1e6},
+		{100e6, true, 1e6, 50e6},
+		{100e6, true, 90e6, 90e6},
 	} {
 		g, ctx := errgroup.WithContext(t.Context())
-		p := &Patcher{Rate: tt.expected}
+		p := &Patcher{Rate: tt.expected, Known: tt.known}
 		p.start(ctx, g, nil, &Plan{}, nil)
 		p.rate.Store(uint64(tt.measured))
 		if got := p.linkRate(); got != tt.want {

@@ -72,7 +72,9 @@ func write(ctx context.Context, out io.Writer, blobs blob.Store, from, to object
 		m.most += int64(nw.Stored(to.number, i)) * 3 / 4
 	}
 	r := old.Object(from.number)
-	m.apply = func(head []byte) (*patch.Applier, error) { return patch.NewApplier(r, from.size, to.size, head, patch.GoodMemory) }
+	m.apply = func(head []byte) (*patch.Applier, error) {
+		return patch.NewApplier(r, from.size, to.size, head, patch.GoodMemory)
+	}
 	if err := patch.Encode(ctx, r, nw.Object(to.number), from.size, to.size, o, m.add); err != nil {
 		return 0, err
 	}

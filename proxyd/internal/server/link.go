@@ -2,17 +2,20 @@ package server
 
 import (
 	"context"
+	"errors"
 	"net"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// near is the round trip time of a local network, in microseconds.
-	near = 2000
+	// near is the round trip time of a local network.
+	near = 2 * time.Millisecond
 	// nearRate is what a local network is expected to carry, in bytes a second.
 	nearRate = 125e6
+	// enough bytes on such a way tell what it carries.
+	enough = 128 << 10
 )
 
 type connKey struct{}
@@ -26,25 +29,31 @@ func WithConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// linkRate is what the way to the client is expected to carry before anything
-// was measured, in bytes a second; 0 if nothing is known.
-func linkRate(ctx context.Context) float64 {
-	c, ok := ctx.Value(connKey{}).(syscall.Conn)
+// linkRate is what the way to the client is expected to carry, in bytes a second, and
+// whether it has carried that before; 0 if nothing is known. What a connection over a
+// long way has carried is no more than it was given yet.
+func linkRate(ctx context.Context) (rate float64, known bool) {
+	l, ok := linkOf(ctx)
 	if !ok {
-		return 0
+		return 0, false
 	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0
+	rtt, err := l.rtt()
+	if err != nil || rtt == 0 || rtt > near {
+		return 0, false
 	}
-	var rtt uint32
-	err = raw.Control(func(fd uintptr) {
-		if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			rtt = info.Rtt
+	if s, ok := l.state(); ok && s.rate > 0 && s.carried > enough {
+		return s.rate, true
+	}
+	return nearRate, false
+}
+
+// rtt is that of the kernel.
+func (l tcpLink) rtt() (rtt time.Duration, err error) {
+	cerr := l.raw.Control(func(fd uintptr) {
+		var info *unix.TCPInfo
+		if info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			rtt = time.Duration(info.Rtt) * time.Microsecond
 		}
 	})
-	if err != nil || rtt == 0 || rtt > near {
-		return 0
-	}
-	return nearRate
+	return rtt, errors.Join(err, cerr)
 }

@@ -41,6 +41,7 @@ type linkState struct {
 	rate      float64 // that has arrived lately at best, bytes a second
 	rtt, best time.Duration
 	searching bool
+	carried   uint64 // bytes that have arrived
 }
 
 // unlimited takes a limit away.
@@ -158,6 +159,7 @@ func (l tcpLink) state() (s linkState, ok bool) {
 			rtt:       time.Duration(tcp.Rtt) * time.Microsecond,
 			best:      time.Duration(bbr.Min_rtt) * time.Microsecond,
 			searching: bbr.Pacing_gain > searching,
+			carried:   tcp.Bytes_acked,
 		}
 		ok = true
 	})

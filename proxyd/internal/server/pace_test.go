@@ -35,28 +35,28 @@ func TestPacer(t *testing.T) {
 			t.Errorf("%s: got limits %v, want %d", what, l.limits, want)
 		}
 	}
-	step("the rate grows", linkState{1e6, 100 * ms, 100 * ms, true}, 0)
-	step("and grows", linkState{4e6, 100 * ms, 100 * ms, true}, 0)
-	step("packets begin to queue", linkState{10e6, 130 * ms, 100 * ms, true}, 0)
-	step("the rate has grown lately", linkState{10e6, 190 * ms, 100 * ms, true}, 0)
-	step("the way is full", linkState{10e6, 190 * ms, 100 * ms, true}, 7.5e6)
-	step("the queue is short", linkState{10e6, 110 * ms, 100 * ms, true}, 10e6)
-	step("there is none", linkState{10e6, 101 * ms, 100 * ms, true}, 12.5e6)
-	step("BBR has found the rate", linkState{11e6, 105 * ms, 100 * ms, false}, unlimited)
-	step("and goes on", linkState{11e6, 140 * ms, 100 * ms, false}, 0)
+	step("the rate grows", linkState{1e6, 100 * ms, 100 * ms, true, 0}, 0)
+	step("and grows", linkState{4e6, 100 * ms, 100 * ms, true, 0}, 0)
+	step("packets begin to queue", linkState{10e6, 130 * ms, 100 * ms, true, 0}, 0)
+	step("the rate has grown lately", linkState{10e6, 190 * ms, 100 * ms, true, 0}, 0)
+	step("the way is full", linkState{10e6, 190 * ms, 100 * ms, true, 0}, 7.5e6)
+	step("the queue is short", linkState{10e6, 110 * ms, 100 * ms, true, 0}, 10e6)
+	step("there is none", linkState{10e6, 101 * ms, 100 * ms, true, 0}, 12.5e6)
+	step("BBR has found the rate", linkState{11e6, 105 * ms, 100 * ms, false, 0}, unlimited)
+	step("and goes on", linkState{11e6, 140 * ms, 100 * ms, false, 0}, 0)
 	p.look(now.Add(glance / 2))
 	step("a way of another kind", linkState{}, 0)
 	if want := int(10e6 * bufferTime.Seconds()); l.held != want {
 		t.Errorf("%d bytes may wait, want %d", l.held, want)
 	}
 	l.other = true
-	step("steered by something else", linkState{11e6, 140 * ms, 100 * ms, true}, 0)
+	step("steered by something else", linkState{11e6, 140 * ms, 100 * ms, true, 0}, 0)
 	p.end()
 }
 
 // A request that ends takes its limit with it.
 func TestPacerEnds(t *testing.T) {
-	l := &fakeLink{linkState: linkState{10e6, 200 * time.Millisecond, 100 * time.Millisecond, true}}
+	l := &fakeLink{linkState: linkState{10e6, 200 * time.Millisecond, 100 * time.Millisecond, true, 0}}
 	p := &pacer{link: l}
 	for i := range 4 {
 		p.look(time.Unix(int64(i), 0))

@@ -49,7 +49,8 @@ func (s *Server) patching(ctx context.Context, im *image, plan *delta.Plan, req 
 		open = append(open, keys[l.DiffID])
 	}
 	p.packs = s.library.packSet(open)
-	p.Patcher = &delta.Patcher{Encoder: s.encoder, Bases: bases, Packs: p.packs.pack, Rate: linkRate(ctx)}
+	p.Patcher = &delta.Patcher{Encoder: s.encoder, Bases: bases, Packs: p.packs.pack}
+	p.Rate, p.Known = linkRate(ctx)
 	return p, nil
 }
 
