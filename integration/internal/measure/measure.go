@@ -67,6 +67,9 @@ type Subject struct {
 
 // Once pulls and starts an image cold, and removes the container.
 func Once(ctx context.Context, l *wan.Link, s Subject) (m Start, err error) {
+	if err := quiet(ctx, l); err != nil {
+		return m, err
+	}
 	if err := sandbox.DropCaches(); err != nil {
 		return m, err
 	}

@@ -69,6 +69,7 @@ type job struct {
 	n       int           // guarded by mu: pieces made
 	given   int           // guarded by mu: pieces sent plain
 	started time.Time     // guarded by mu
+	first   time.Time     // guarded by mu: when the first piece was made
 	done    bool          // guarded by mu: nothing more will come
 	change  chan struct{} // guarded by mu: closed when any of it changes
 }
@@ -196,11 +197,14 @@ func (p *Patcher) linkRate() float64 {
 
 func (p *Patcher) fast() bool { return p.linkRate() >= fastRate }
 
+// lastPass is how many pieces tell how fast the last pass over an object goes.
+const lastPass = 4
+
 // maxPatience bounds how long a stream waits for a patch that saves bytes, not time.
 const maxPatience = 250 * time.Millisecond
 
-// patience is how long a piece of an object may hold the stream up, if what is left of
-// the object takes plain to be sent as it is stored. What a reader probably waits for
+// patience is how long an object may hold the stream up, if what is left of it takes plain
+// to be sent as it is stored. What a reader probably waits for
 // must be there sooner than without patches. The rest may take a little longer if it
 // is smaller, but on a fast link it need not be.
 func (p *Patcher) patience(plain time.Duration, hot bool) time.Duration {
@@ -232,8 +236,9 @@ func (p *Patcher) take(object uint32, piece int, stored int64, waited time.Durat
 		j.pieces[piece] = segment{plain: true} // if asked for again
 		return j, s, nil, 0
 	}
-	wait = p.left(j, piece)
-	if s.plain || j.done || hurry || waited+wait > p.patience(plain, hot) {
+	// The stream would wait for all of the object, a little for each piece.
+	wait, rest := p.left(j, piece)
+	if s.plain || j.done || hurry || waited+rest > p.patience(plain, hot) {
 		j.given++
 		return j, segment{}, nil, 0
 	}
@@ -247,21 +252,25 @@ func (j *job) useless() bool {
 	return j.given >= len(j.pieces)
 }
 
-// left is the time that a piece will probably take to be made. j.mu is held.
-func (p *Patcher) left(j *job, piece int) time.Duration {
+// left is the time that a piece, and all that is left of the object, will probably take to
+// be made. j.mu is held.
+func (p *Patcher) left(j *job, piece int) (wait, rest time.Duration) {
 	pace := float64(p.Encoder.pace[paceOf(j.method)].Load())
+	whole := time.Duration(float64(j.object.Size) / pace * float64(time.Second))
+	all := time.Duration(len(j.pieces))
 	if j.started.IsZero() {
-		n := min(int64(piece+1)*toc.PieceSize, j.object.Size)
-		return time.Duration(float64(n) / pace * float64(time.Second))
+		return whole / all * time.Duration(piece+1), whole
 	}
-	// All passes but the last come before the first piece.
-	whole := float64(j.object.Size) / pace * float64(time.Second)
-	spent := time.Since(j.started)
-	if j.n == 0 {
-		return max(time.Duration(whole)-spent, spent/2)
+	if j.n == 0 { // all passes but the last come before the first piece
+		spent := time.Since(j.started)
+		rest = max(whole-spent, spent/2)
+		return rest, rest
 	}
-	each := spent / time.Duration(j.n)
-	return each * time.Duration(piece+1-j.n)
+	each := max(whole-j.first.Sub(j.started), whole/10) / all
+	if j.n > lastPass {
+		each = time.Since(j.first) / time.Duration(j.n-1)
+	}
+	return each * time.Duration(piece+1-j.n), each * (all - time.Duration(j.n))
 }
 
 // begin tells that the encoding has begun.
@@ -276,7 +285,9 @@ func (j *job) put(piece int, s segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.pieces[piece] = s
-	j.n = piece + 1
+	if j.n = piece + 1; j.first.IsZero() {
+		j.first = time.Now()
+	}
 	j.changed()
 }
 

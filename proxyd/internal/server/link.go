@@ -47,12 +47,12 @@ func linkRate(ctx context.Context) (rate float64, known bool) {
 	return nearRate, false
 }
 
-// rtt is that of the kernel.
+// rtt is the shortest that the kernel has seen: others have queues in them.
 func (l tcpLink) rtt() (rtt time.Duration, err error) {
 	cerr := l.raw.Control(func(fd uintptr) {
 		var info *unix.TCPInfo
 		if info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
-			rtt = time.Duration(info.Rtt) * time.Microsecond
+			rtt = time.Duration(info.Min_rtt) * time.Microsecond
 		}
 	})
 	return rtt, errors.Join(err, cerr)
