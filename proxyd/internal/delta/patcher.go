@@ -257,20 +257,19 @@ func (j *job) useless() bool {
 func (p *Patcher) left(j *job, piece int) (wait, rest time.Duration) {
 	pace := float64(p.Encoder.pace[paceOf(j.method)].Load())
 	whole := time.Duration(float64(j.object.Size) / pace * float64(time.Second))
-	all := time.Duration(len(j.pieces))
 	if j.started.IsZero() {
-		return whole / all * time.Duration(piece+1), whole
+		return whole * time.Duration(piece+1) / time.Duration(len(j.pieces)), whole
 	}
 	if j.n == 0 { // all passes but the last come before the first piece
 		spent := time.Since(j.started)
 		rest = max(whole-spent, spent/2)
 		return rest, rest
 	}
-	each := max(whole-j.first.Sub(j.started), whole/10) / all
+	each := max(whole-j.first.Sub(j.started), whole/10) / time.Duration(len(j.pieces))
 	if j.n > lastPass {
 		each = time.Since(j.first) / time.Duration(j.n-1)
 	}
-	return each * time.Duration(piece+1-j.n), each * (all - time.Duration(j.n))
+	return each * time.Duration(piece+1-j.n), each * time.Duration(len(j.pieces)-j.n)
 }
 
 // begin tells that the encoding has begun.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
@@ -366,6 +367,39 @@ func TestLinkRate(t *testing.T) {
 		}
 		if err := g.Wait(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A large object is waited for if all of it comes sooner as a patch: a little for each
+// piece adds up.
+func TestPatienceIsForTheWhole(t *testing.T) {
+	const pieces, stored = 55, 19_000_000
+	now := time.Now()
+	ms := func(n int) time.Time { return now.Add(-time.Duration(n) * time.Millisecond) }
+	for _, tt := range []struct {
+		what           string
+		rate           float64
+		made           int
+		started, first time.Time
+		plain          bool
+	}{
+		{"a slow link, not begun", 12.5e6, 0, time.Time{}, time.Time{}, false},
+		{"a slow link, the first piece is there", 12.5e6, 1, ms(600), ms(0), false},
+		{"a slow link, more are", 12.5e6, 10, ms(700), ms(100), false},
+		{"a slow link and a slow processor", 12.5e6, 10, ms(3000), ms(1000), true},
+		{"a fast link, not begun", 125e6, 0, time.Time{}, time.Time{}, true},
+		{"a fast link, the first piece is there", 125e6, 1, ms(600), ms(0), true},
+		{"a fast link, more are", 125e6, 10, ms(700), ms(100), true},
+	} {
+		j := &job{
+			object: &toc.Object{Size: pieces * toc.PieceSize}, method: patch.HD, change: make(chan struct{}),
+			pieces: make([]segment, pieces), n: tt.made, started: tt.started, first: tt.first,
+		}
+		p := &Patcher{Encoder: NewEncoder(1, 1, nil), Rate: tt.rate, jobs: map[uint32]*job{7: j}}
+		_, s, change, wait := p.take(7, tt.made, stored*(pieces-int64(tt.made))/pieces, 0, true, false)
+		if plain := change == nil; plain != tt.plain || s.length > 0 {
+			t.Errorf("%s: plain is %v (wait %v), want %v", tt.what, plain, wait, tt.plain)
 		}
 	}
 }
