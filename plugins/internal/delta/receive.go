@@ -19,7 +19,7 @@ import (
 const (
 	// inFlight bounds the bytes of the frames that are read and not yet stored, as
 	// they came and decoded. It must be more than twice the largest frame.
-	inFlight = 24 << 20
+	inFlight = 18 << 20
 	// batch is how many bytes of pieces are stored together.
 	batch = 1 << 20
 	// applyMemory is what all that apply patches keep of the old objects.
