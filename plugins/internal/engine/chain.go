@@ -151,8 +151,8 @@ func (e *Engine) ensureTreeLocked(ctx context.Context, c *chain) error {
 	return e.rebuild(ctx, c)
 }
 
-// layersOf returns what c is a stack of.
-func (e *Engine) layersOf(c *chain) []*layer {
+// stack returns the layers of c.
+func (e *Engine) stack(c *chain) []*layer {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return c.layers
@@ -160,7 +160,7 @@ func (e *Engine) layersOf(c *chain) []*layer {
 
 // rebuild makes the tree of c from its TOCs. c.mu is held.
 func (e *Engine) rebuild(ctx context.Context, c *chain) error {
-	t, err := e.mergeTOCs(e.layersOf(c))
+	t, err := e.mergeTOCs(e.stack(c))
 	if err == nil {
 		err = ctx.Err()
 	}

@@ -89,7 +89,7 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 		}
 		last := time.Unix(0, img.meter.last.Load())
 		if e.cfg.ReadTimeout > 0 && time.Since(start) > e.cfg.ReadTimeout && time.Since(last) > e.cfg.ReadTimeout {
-			return fmt.Errorf("object %s of %s: nothing has arrived for %v: %w", d, img.source.ref, e.cfg.ReadTimeout, errdefs.ErrUnavailable)
+			return fmt.Errorf("object %s of %s: nothing has arrived for %v: %w", d, e.sourceOf(img).ref, e.cfg.ReadTimeout, errdefs.ErrUnavailable)
 		}
 		wanted := pieceRange(&p.list[i], i, off, n)
 		if e.coming(d, wanted) {
@@ -211,7 +211,7 @@ func (e *Engine) serve(ctx context.Context, img *image, p *pending) {
 		}
 		q.mu.Unlock()
 		if err := e.ask(ctx, img, p, ranges, again); err != nil && ctx.Err() == nil {
-			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "objects": len(batch)}).Warn("objects that are waited for did not come")
+			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": e.sourceOf(img).ref, "objects": len(batch)}).Warn("objects that are waited for did not come")
 		}
 		q.mu.Lock()
 		for _, d := range batch {

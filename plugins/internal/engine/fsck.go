@@ -199,7 +199,7 @@ func (f *fsck) tree(c *chain) error {
 		return nil // made when it is needed
 	}
 	f.sum.Trees++
-	t, err := f.e.mergeTOCs(f.e.layersOf(c))
+	t, err := f.e.mergeTOCs(f.e.stack(c))
 	if err != nil {
 		return nil //nolint:nilerr // reported with the TOCs
 	}
@@ -311,7 +311,7 @@ func (f *fsck) images(ctx context.Context) error {
 			}
 		}
 		detail := fmt.Sprintf("is marked complete and lacks %d objects", len(gone))
-		if err := f.found(ProblemImage, img.rec.Name+"@"+img.digest.String(), detail, func() error { return f.e.refetch(ctx, gone) }); err != nil {
+		if err := f.found(ProblemImage, f.e.recordOf(img).Name+"@"+img.digest.String(), detail, func() error { return f.e.refetch(ctx, gone) }); err != nil {
 			return err
 		}
 	}

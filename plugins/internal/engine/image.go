@@ -384,6 +384,25 @@ func (e *Engine) runLocked(img *image, fn func(context.Context)) bool {
 	return true
 }
 
+// sourceOf, layersOf and recordOf return what changes when img is pulled again.
+func (e *Engine) sourceOf(img *image) source {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return img.source
+}
+
+func (e *Engine) layersOf(img *image) []*layer {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return img.layers
+}
+
+func (e *Engine) recordOf(img *image) imageRecord {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return img.rec
+}
+
 // addBlobs makes the layers of an image virtual blobs. Engine.mu is held.
 func (e *Engine) addBlobs(img *image) {
 	for _, l := range img.rec.Layers {

@@ -61,5 +61,5 @@ func (e *Engine) preload(ctx context.Context, img *image, list []toc.Object, ran
 		})
 	}
 	_ = g.Wait() // none fails
-	log.G(ctx).WithFields(log.Fields{"ref": img.source.ref, "bytes": read.Load(), "failed": failed.Load()}).Debug("local contents read ahead")
+	log.G(ctx).WithFields(log.Fields{"ref": e.sourceOf(img).ref, "bytes": read.Load(), "failed": failed.Load()}).Debug("local contents read ahead")
 }

@@ -26,14 +26,17 @@ import (
 // left when no proxyd can help.
 func (e *Engine) fromRegistry(ctx context.Context, img *image) error {
 	e.metrics.resumes.WithLabelValues(string(fromRegistry)).Inc()
-	fetch := img.source.fetcher()
-	for i, l := range img.layers {
+	e.mu.Lock()
+	src, layers, records := img.source, img.layers, img.rec.Layers
+	e.mu.Unlock()
+	fetch := src.fetcher()
+	for i, l := range layers {
 		want := e.wanted(img, l)
 		if len(want) == 0 {
 			continue
 		}
-		desc := img.rec.Layers[i].Descriptor
-		log.G(ctx).WithFields(log.Fields{"ref": img.source.ref, "layer": desc.Digest, "objects": len(want)}).Info("fetching the layer from the registry")
+		desc := records[i].Descriptor
+		log.G(ctx).WithFields(log.Fields{"ref": src.ref, "layer": desc.Digest, "objects": len(want)}).Info("fetching the layer from the registry")
 		if err := e.fromLayer(ctx, img, l, desc, fetch, want); err != nil {
 			e.metrics.refused(fromRegistry, err)
 			return fmt.Errorf("layer %s from the registry: %w", desc.Digest, err)

@@ -36,7 +36,7 @@ func (e *Engine) refetch(ctx context.Context, bad []toc.Digest) error {
 	}
 	e.mu.Unlock()
 	for _, img := range hit {
-		rec := img.rec
+		rec := e.recordOf(img)
 		rec.Complete = false
 		if err := e.state.putImage(img.digest, rec); err != nil {
 			return err
@@ -168,7 +168,7 @@ func (e *Engine) readTree(layers []*layer) (*toc.Tree, []*toc.TOC, error) {
 
 // missing is what img lacks now.
 func (e *Engine) missing(img *image) (*pending, error) {
-	t, tocs, err := e.readTree(img.layers)
+	t, tocs, err := e.readTree(e.layersOf(img))
 	if err != nil {
 		return nil, err
 	}

@@ -197,7 +197,7 @@ func (e *Engine) TracePaths(t *trace.Trace) map[toc.Digest]string {
 	if img == nil {
 		return paths
 	}
-	tree, err := e.mergeTOCs(img.layers)
+	tree, err := e.mergeTOCs(e.layersOf(img))
 	if err != nil {
 		return paths
 	}

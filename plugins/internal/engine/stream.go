@@ -85,7 +85,7 @@ func (e *Engine) receive(ctx context.Context, s *stream) {
 	e.mu.Unlock()
 	s.discard()
 	if err != nil && ctx.Err() == nil {
-		log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "proxy": s.proxy.Address}).Warn("stream broke off")
+		log.G(ctx).WithError(err).WithFields(log.Fields{"ref": ref, "proxy": s.proxy.Address}).Warn("stream broke off")
 	}
 }
 
@@ -118,7 +118,7 @@ func (e *Engine) supervise(ctx context.Context, img *image) {
 			if err == nil || ctx.Err() != nil {
 				return
 			}
-			log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image is complete but not marked so; trying again")
+			log.G(ctx).WithError(err).WithField("ref", e.sourceOf(img).ref).Error("image is complete but not marked so; trying again")
 			if !sleep(ctx, pause.NextBackOff()) {
 				return
 			}
@@ -148,7 +148,7 @@ func (e *Engine) supervise(ctx context.Context, img *image) {
 			continue
 		}
 		if failures++; err != nil {
-			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": img.source.ref, "tries": failures}).Warn("image is not complete yet; trying again")
+			log.G(ctx).WithError(err).WithFields(log.Fields{"ref": e.sourceOf(img).ref, "tries": failures}).Warn("image is not complete yet; trying again")
 		}
 		if !sleep(ctx, pause.NextBackOff()) {
 			return
@@ -184,7 +184,7 @@ func (e *Engine) orphans(p *pending) bool {
 
 // again asks the next source for what an image lacks and reads the answer to its end.
 func (e *Engine) again(ctx context.Context, img *image, failures int) error {
-	proxies := e.proxiesFor(img.source.host)
+	proxies := e.proxiesFor(e.sourceOf(img).host)
 	if n := len(proxies); n == 0 || failures >= patience*n && failures%2 == 0 {
 		return e.fromRegistry(ctx, img)
 	}
@@ -201,7 +201,7 @@ func (e *Engine) again(ctx context.Context, img *image, failures int) error {
 
 // reopen asks p for what img lacks; plain, if what came otherwise may have been wrong.
 func (e *Engine) reopen(ctx context.Context, img *image, p *proxy, plain bool) (*stream, error) {
-	src := img.source
+	src := e.sourceOf(img)
 	req := wire.DeltaRequest{Ref: src.ref, Worker: e.worker, Platform: src.platform, Credentials: src.creds, Ticket: src.ticket}
 	s := &stream{e: e, proxy: p}
 	forget := false // ask as if we had nothing
@@ -214,7 +214,7 @@ func (e *Engine) reopen(ctx context.Context, img *image, p *proxy, plain bool) (
 			if m.Manifest.Digest.String() != img.digest.String() {
 				return fmt.Errorf("manifest %s instead of %s: %w", m.Manifest.Digest, img.digest, toc.ErrInvalid)
 			}
-			_, err := e.admit(ctx, m, s, src, img.rec.Name)
+			_, err := e.admit(ctx, m, s, src, e.recordOf(img).Name)
 			return err
 		})
 		if errors.Is(err, delta.ErrRetry) {
@@ -237,7 +237,7 @@ func (e *Engine) reopen(ctx context.Context, img *image, p *proxy, plain bool) (
 func (e *Engine) resume(ctx context.Context, img *image) {
 	p, err := e.missing(img)
 	if err != nil {
-		log.G(ctx).WithError(err).WithField("ref", img.source.ref).Error("image cannot be resumed; pull it again")
+		log.G(ctx).WithError(err).WithField("ref", e.sourceOf(img).ref).Error("image cannot be resumed; pull it again")
 		return
 	}
 	for i, o := range p.list {

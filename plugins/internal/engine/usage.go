@@ -120,7 +120,7 @@ func (e *Engine) MissingFiles(ctx context.Context, namespace, name string, limit
 	if r.img == nil {
 		return nil, 0, 0, nil // plain
 	}
-	t, err := e.mergeTOCs(r.img.layers)
+	t, err := e.mergeTOCs(e.layersOf(r.img))
 	if err != nil {
 		return nil, 0, 0, err
 	}
