@@ -159,6 +159,7 @@ func TestDeltaSaysWhatAPullBrings(t *testing.T) {
 			Path string `json:"path"`
 		} `json:"files"`
 	}
+	w.settle()
 	w.counters()
 	update := fromJSON[delta](n, "delta", "--from", v1, v2)
 	if c := w.counters(); c.Down.Bytes > 100_000 {

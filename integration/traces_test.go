@@ -209,6 +209,7 @@ func TestRangesThatWereWaitedForComeFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := w.node(sandbox.NodeConfig{Name: "second", Proxies: []string{p.Address}})
+	w.settle()
 	w.counters()
 	second.pull(ref)
 	dir := second.mount(t, ref, starlight)

@@ -172,6 +172,14 @@ func (w *world) warm(p *sandbox.Proxyd, refs ...string) {
 	}
 }
 
+// settle waits until nodes have done what they do when they start.
+func (w *world) settle() {
+	w.t.Helper()
+	if err := w.Link.Quiet(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // counters since the last reset, which it does.
 func (w *world) counters() wan.Counters {
 	w.t.Helper()

@@ -67,7 +67,7 @@ type Subject struct {
 
 // Once pulls and starts an image cold, and removes the container.
 func Once(ctx context.Context, l *wan.Link, s Subject) (m Start, err error) {
-	if err := quiet(ctx, l); err != nil {
+	if err := l.Quiet(ctx); err != nil {
 		return m, err
 	}
 	if err := sandbox.DropCaches(); err != nil {

@@ -1,7 +1,6 @@
 package measure
 
 import (
-	"context"
 	"time"
 
 	"github.com/starlight-delta/starlight/integration/internal/wan"
@@ -80,30 +79,4 @@ func (w *watch) stop() []Point {
 		<-w.done
 	}
 	return w.curve
-}
-
-// quiet waits until nothing goes over the link any more, for 20 s or so: what a node does
-// when it has started is not part of a pull.
-func quiet(ctx context.Context, l *wan.Link) error {
-	const least = 200 * time.Millisecond
-	pause := time.NewTicker(least + 2*l.Config().RTT)
-	defer pause.Stop()
-	before := int64(-1)
-	for range 50 {
-		c, err := l.Counters()
-		if err != nil {
-			return err
-		}
-		now := c.Down.Bytes + c.Up.Bytes
-		if now == before {
-			return nil
-		}
-		before = now
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
 }

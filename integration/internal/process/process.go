@@ -85,15 +85,19 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop asks the process to end, and kills it after ten seconds.
+// stopTime is longer than proxyd waits for requests that are under way, by default: that
+// their clients have gone without a word it learns when the kernel sends to them again.
+const stopTime = 40 * time.Second
+
+// Stop asks the process to end, and kills it if it does not.
 func (p *Process) Stop() error {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(10 * time.Second):
+	case <-time.After(stopTime):
 		p.Kill()
-		return fmt.Errorf("%s did not stop within 10 s of SIGTERM", p.Name)
+		return fmt.Errorf("%s did not stop within %v of SIGTERM", p.Name, stopTime)
 	}
 }
 

@@ -1,6 +1,7 @@
 package wan
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -158,6 +159,32 @@ func (l *Link) Counters() (Counters, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.ask(request{})
+}
+
+// Quiet waits until nothing goes over the link any more, for 20 s or so: what a node does
+// when it has started is not part of a pull.
+func (l *Link) Quiet(ctx context.Context) error {
+	const least, times = 200 * time.Millisecond, 50
+	pause := time.NewTicker(least + 2*l.Config().RTT)
+	defer pause.Stop()
+	before := int64(-1)
+	for range times {
+		c, err := l.Counters()
+		if err != nil {
+			return err
+		}
+		now := c.Down.Bytes + c.Up.Bytes
+		if now == before {
+			return nil
+		}
+		before = now
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // Reset sets the counters to zero.
