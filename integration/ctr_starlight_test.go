@@ -159,8 +159,7 @@ func TestDeltaSaysWhatAPullBrings(t *testing.T) {
 			Path string `json:"path"`
 		} `json:"files"`
 	}
-	w.settle()
-	w.counters()
+	w.count()
 	update := fromJSON[delta](n, "delta", "--from", v1, v2)
 	if c := w.counters(); c.Down.Bytes > 100_000 {
 		t.Errorf("delta brought %d bytes", c.Down.Bytes)

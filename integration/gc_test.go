@@ -37,7 +37,7 @@ func TestRemovalFreesWhatNobodyNeeds(t *testing.T) {
 	n.pull(v1)
 	n.ctr("image", "rm", "--sync", v1)
 	gone("removed while it came")
-	w.counters()
+	w.count()
 	select {
 	case <-time.After(time.Second):
 	case <-t.Context().Done():

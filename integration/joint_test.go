@@ -33,7 +33,7 @@ func (w *world) deploy(name string, p *sandbox.Proxyd, apps ...app) deployed {
 	w.t.Helper()
 	n := w.node(sandbox.NodeConfig{Name: name, Proxies: []string{p.Address}})
 	d := deployed{ready: make([]time.Duration, len(apps))}
-	w.counters()
+	w.count()
 	began := time.Now()
 	var wg sync.WaitGroup
 	errs := make([]error, len(apps))
@@ -99,7 +99,8 @@ func TestImagesPulledTogetherAreReadyTogether(t *testing.T) {
 	if last := slices.Max(together.ready); last > (sum+most)/2+most/4 {
 		t.Errorf("together all are ready after %v, alone the slowest after %v, one after the other after %v", last, most, sum)
 	}
-	if together.bytes > bytes*102/100 {
+	// A piece may be under way in the stream when a reader asks for it.
+	if together.bytes > bytes*102/100+1<<20 {
 		t.Errorf("got %d bytes together, alone %d", together.bytes, bytes)
 	}
 }
@@ -126,7 +127,7 @@ func TestPullsAtOnceAreOnePlan(t *testing.T) {
 	if err := w.Link.Set(link); err != nil {
 		t.Fatal(err)
 	}
-	w.counters()
+	w.count()
 	began := time.Now()
 	if out := n.ctr(append([]string{"starlight", "pull", "--plain-http"}, refs...)...); strings.Count(out, "ready after") != 3 {
 		t.Errorf("got %q, want a line for each image", out)
@@ -161,7 +162,7 @@ func TestPlatformsShareContents(t *testing.T) {
 	ref := w.pushWeird(weird.Files("platforms", shared, amd).And("arm64", shared, arm))
 	both := []string{"--platform", "linux/amd64", "--platform", "linux/arm64"}
 	w.warm(p, ref)
-	w.counters()
+	w.count()
 	n.pull(ref, both...)
 	n.wait(ref)
 	c := w.counters()

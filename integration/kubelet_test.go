@@ -63,7 +63,7 @@ func TestKubelet(t *testing.T) {
 		n.wait(ref)
 	}
 
-	w.counters()
+	w.count()
 	c.apply("app", v2)
 	c.running("app", v2)
 	n.wait(v2)

@@ -129,7 +129,7 @@ func TestNerdctl(t *testing.T) {
 
 	// An update is a delta, and what is removed does not pull the rest away with it.
 	n.wait(v1)
-	w.counters()
+	w.count()
 	c.run("pull", v2)
 	n.wait(v2)
 	if got, fresh := w.counters().Down.Bytes, image(t, "redis", "v1").Gzip; got > fresh/4 {
@@ -161,7 +161,7 @@ func commitAndPush(t *testing.T, w *world, c *nerdctl) {
 	}
 	_, base := w.manifestOf("redis", "v1")
 	before := w.Registry.Log().String()
-	w.counters()
+	w.count()
 	c.run("push", mine)
 	link := w.counters()
 	_, layers := w.manifestOf("redis", "mine")

@@ -25,7 +25,7 @@ func TestPullStartsWhileBytesAreInFlight(t *testing.T) {
 	if err := w.Link.Set(link); err != nil {
 		t.Fatal(err)
 	}
-	w.counters()
+	w.count()
 	n.pull(ref)
 	if c := w.counters(); c.RoundTrips > 3 {
 		t.Errorf("got %d round trips for a cold pull, want 2 (and one more at most that runs beside)", c.RoundTrips)
@@ -71,12 +71,13 @@ func TestUpdateSendsOnlyNewContents(t *testing.T) {
 	other := w.push("express", "v2") // on the same base as redis v2
 	w.warm(p, v1, v2, other)
 	fresh := image(t, "redis", "v1")
-	w.counters()
+	w.count()
 	n.pull(v1)
 	n.wait(v1)
 	if c := w.counters(); c.Down.Bytes > fresh.Gzip*11/10 {
 		t.Errorf("got %d bytes for a fresh pull, want at most a tenth more than the layers (%d)", c.Down.Bytes, fresh.Gzip)
 	}
+	w.count()
 	n.pull(v2)
 	n.wait(v2)
 	c := w.counters()
@@ -89,7 +90,7 @@ func TestUpdateSendsOnlyNewContents(t *testing.T) {
 	n.runReady(v2, "v2", starlight, image(t, "redis", "v2").Ready)
 
 	express := image(t, "express", "v2")
-	w.counters()
+	w.count()
 	n.pull(other)
 	n.wait(other)
 	if c := w.counters(); c.Down.Bytes > express.Gzip*7/10 {
@@ -104,7 +105,7 @@ func TestSecondNamespaceCostsNothing(t *testing.T) {
 	w.warm(p, ref)
 	n.pull(ref)
 	n.wait(ref)
-	w.counters()
+	w.count()
 	n.ctr("-n", "other", "image", "pull", "--plain-http", "--snapshotter", starlight, ref)
 	c := w.counters()
 	if c.Down.Bytes > 64<<10 {
@@ -133,13 +134,14 @@ func TestConcurrentPullsSendEachObjectOnce(t *testing.T) {
 	w.warm(p, a, b)
 
 	one := w.node(sandbox.NodeConfig{Name: "one-by-one", Proxies: []string{p.Address}})
-	w.counters()
+	w.count()
 	for _, ref := range []string{a, b} {
 		one.pull(ref)
 		one.wait(ref)
 	}
 	want := w.counters().Down.Bytes
 
+	w.count()
 	var g errgroup.Group
 	for _, ref := range []string{a, b} {
 		g.Go(func() error { return n.Pull(t.Context(), ref, "--snapshotter", starlight) })

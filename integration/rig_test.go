@@ -20,7 +20,7 @@ func TestRigWithStockContainerd(t *testing.T) {
 	n := w.node(sandbox.NodeConfig{})
 	for _, name := range []string{"redis", "tinyhttp"} {
 		ref := w.push(name, "v1")
-		w.counters()
+		w.count()
 		if err := n.Pull(t.Context(), ref); err != nil {
 			t.Fatal(err)
 		}

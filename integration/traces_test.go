@@ -51,7 +51,7 @@ type start struct {
 func (w *world) fresh(name string, p *sandbox.Proxyd, ref string, r corpus.Ready) (s start) {
 	w.t.Helper()
 	n := w.node(sandbox.NodeConfig{Name: name, Proxies: []string{p.Address}})
-	w.counters()
+	w.count()
 	began := time.Now()
 	n.pull(ref)
 	c, err := n.Run(w.t.Context(), sandbox.Run{Ref: ref, ID: "app", Snapshotter: starlight, Argv: r.Argv})
@@ -191,7 +191,7 @@ func TestRangesThatWereWaitedForComeFirst(t *testing.T) {
 		}
 	}
 	first := w.node(sandbox.NodeConfig{Name: "first", Proxies: []string{p.Address}})
-	w.counters()
+	w.count()
 	first.pull(ref)
 	read(first.mount(t, ref, starlight))
 	if got := w.counters().Down.Bytes; got > pieces/2*piece {
@@ -209,8 +209,7 @@ func TestRangesThatWereWaitedForComeFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	second := w.node(sandbox.NodeConfig{Name: "second", Proxies: []string{p.Address}})
-	w.settle()
-	w.counters()
+	w.count()
 	second.pull(ref)
 	dir := second.mount(t, ref, starlight)
 	for {
