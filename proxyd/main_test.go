@@ -362,13 +362,13 @@ func waitFor(t *testing.T, ok func() bool) {
 // TestMemory serves 10 deltas of a large image at once.
 func TestMemory(t *testing.T) {
 	if testing.Short() {
-		t.Skip("moves 2 GB")
+		t.Skip("moves 5 GB")
 	}
 	reg := startRegistry(t, false)
 	p := startProxyd(t, "")
 	files := someFiles(5, 5000)
 	rng := rand.NewChaCha8([32]byte{2})
-	for i := range 24 {
+	for i := range 60 {
 		b := make([]byte, 8<<20)
 		_, _ = rng.Read(b) // never fails
 		files[fmt.Sprintf("big/%d", i)] = b
