@@ -41,6 +41,7 @@ type Config struct {
 	Hooks      Hooks      `toml:"hooks"`
 	Index      Index      `toml:"index"`
 	Limits     Limits     `toml:"limits"`
+	Storage    Storage    `toml:"storage"`
 	Patches    Patches    `toml:"patches"`
 	Log        Log        `toml:"log"`
 }
@@ -132,6 +133,17 @@ type Limits struct {
 	MemoryBytes int64 `toml:"memory_bytes"`
 }
 
+// Storage bounds what layers take in DataDir. What was of no use for longest goes first;
+// it is ingested again when somebody asks for it.
+type Storage struct {
+	// Bytes is how much is kept of layers, and of what Precompress makes of them; 0:
+	// everything.
+	Bytes int64 `toml:"bytes"`
+	// KeepFor is how long a layer is kept after the last request about it, however
+	// much there is.
+	KeepFor Duration `toml:"keep_for"`
+}
+
 // Patches says what is spent on patches that are made ahead of need.
 type Patches struct {
 	// CacheBytes is how much of them is kept in DataDir; 0: none are made.
@@ -140,6 +152,9 @@ type Patches struct {
 	Parallel    int   `toml:"parallel"`
 	MemoryBytes int64 `toml:"memory_bytes"`
 }
+
+// minKeepFor is longer than it takes until the use of a layer is in the database.
+const minKeepFor = 5 * time.Minute
 
 // Log says what is logged, and how.
 type Log struct {
@@ -176,6 +191,7 @@ func Default() *Config {
 			Stall: Duration(l.Stall), Body: Duration(l.Body), Plan: Duration(l.Plan), CacheBytes: l.CacheBytes,
 			MemoryBytes: 256 << 20,
 		},
+		Storage: Storage{KeepFor: Duration(time.Hour)},
 		Patches: Patches{CacheBytes: 4 << 30, Parallel: 1, MemoryBytes: 48 << 20},
 		Log:     Log{Level: "info", Format: "text"},
 	}
@@ -254,6 +270,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Patches.CacheBytes < 0 || c.Patches.Parallel <= 0 || c.Patches.MemoryBytes <= 0 {
 		bad("patches: parallel and memory_bytes must be positive, cache_bytes not negative")
+	}
+	if c.Storage.Bytes < 0 || c.Storage.KeepFor < Duration(minKeepFor) {
+		bad("storage: bytes must not be negative, keep_for at least %v", minKeepFor)
 	}
 	if c.Drain < 0 || c.Registries.CacheTTL < 0 || c.Auth.TicketTTL < 0 {
 		bad("drain, cache_ttl and ticket_ttl must not be negative")

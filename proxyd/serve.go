@@ -26,6 +26,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/meta/sqlstore"
 	"github.com/starlight-delta/starlight/proxyd/internal/patches"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/internal/retention"
 	"github.com/starlight-delta/starlight/proxyd/internal/server"
 	"github.com/starlight-delta/starlight/proxyd/internal/ticket"
 )
@@ -87,6 +88,10 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Bytes: cfg.Patches.CacheBytes, Parallel: cfg.Patches.Parallel, Memory: cfg.Patches.MemoryBytes,
 	})
 	defer closing(&err, ahead.Close)
+	keeper := retention.New(retention.Config{
+		Meta: store, Blobs: blobs, Bytes: cfg.Storage.Bytes, KeepFor: time.Duration(cfg.Storage.KeepFor),
+		Lock: ingest.LockName, OfImage: server.FramesKey, Log: log, Metrics: metrics.Registerer(),
+	})
 	indexer, err := newIndexer(ctx, cfg, client, ingester, store, ahead, log)
 	if err != nil {
 		return err
@@ -97,16 +102,33 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		hooks = indexer.Hooks(hookTokens)
 	}
 	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
-		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Patches: ahead, Metrics: metrics, Log: log, Hooks: hooks,
+		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Patches: ahead, Retention: keeper, Metrics: metrics, Log: log, Hooks: hooks,
 		Version: version, Registries: cfg.Registries.withPort(), Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
 	})
 	defer closing(&err, handler.Close)
+	defer closing(&err, keep(ctx, keeper, handler))
 	listener, err := listen(ctx, cfg.Listen)
 	if err != nil {
 		return err
 	}
 	log.Info("listening", "address", listener.Addr().String(), "tls", tlsConfig != nil, "version", version)
 	return serveHTTP(ctx, listener, tlsConfig, handler, time.Duration(cfg.Drain), log)
+}
+
+// keep runs the keeper until the function that it returns is called.
+func keep(ctx context.Context, k *retention.Keeper, s *server.Server) (stop func() error) {
+	ctx = context.WithoutCancel(ctx) // also while requests are drained
+	running, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		k.Run(running, func(g retention.Gone) { s.Forget(g.Layers, g.Manifests) })
+	}()
+	return func() error {
+		cancel()
+		<-done
+		return k.Close(ctx)
+	}
 }
 
 // newIndexer starts what indexes images that nobody has pulled yet.

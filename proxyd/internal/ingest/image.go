@@ -56,10 +56,14 @@ func (g *Ingester) image(ctx context.Context, img *registry.Image, creds *wire.C
 	return g.cfg.Meta.PutImage(ctx, rec)
 }
 
+// LockName is the name under which the files of a layer are locked while they are
+// written or deleted.
+func LockName(diffID toc.Digest) string { return "layer " + diffID.String() }
+
 // layer makes sure that a layer is known, and that this repository has it.
 func (g *Ingester) layer(ctx context.Context, img *registry.Image, l registry.Layer, creds *wire.Credentials, p *progress) error {
 	// By diff ID, so that two blobs of the same layer do not write the same pack.
-	unlock, err := g.cfg.Meta.Lock(ctx, "layer "+l.DiffID.String())
+	unlock, err := g.cfg.Meta.Lock(ctx, LockName(l.DiffID))
 	if err != nil {
 		return err
 	}
@@ -75,7 +79,7 @@ func (g *Ingester) layer(ctx context.Context, img *registry.Image, l registry.La
 			return err
 		}
 		p.read.Add(l.Descriptor.Size)
-		return nil
+		return g.cfg.Meta.TouchLayers(ctx, []toc.Digest{l.DiffID}, time.Now())
 	}
 	if err != nil && !errors.Is(err, meta.ErrNotFound) {
 		return err

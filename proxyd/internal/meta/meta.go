@@ -40,6 +40,14 @@ type Layer struct {
 	Bytes            int64
 }
 
+// LayerUse is when a layer was last of use.
+type LayerUse struct {
+	DiffID          toc.Digest
+	TOCKey, PackKey string // as of Layer
+	Used            time.Time
+	Manifests       []toc.Digest // of the complete images that have it
+}
+
 // LayerBlob is a layer as a registry has it: DiffID was computed from the
 // bytes of the blob.
 type LayerBlob struct {
@@ -97,6 +105,20 @@ type Store interface {
 	PutLayer(ctx context.Context, l *Layer, b *LayerBlob) error
 	// DeleteLayer forgets a layer, its blobs, and that images with it are complete.
 	DeleteLayer(ctx context.Context, diffID toc.Digest) error
+
+	// TouchLayers notes that layers were of use, as putting them does. Those that are
+	// not there are left out.
+	TouchLayers(ctx context.Context, diffIDs []toc.Digest, at time.Time) error
+	// LayerUses returns all layers, those first that were not of use for longest.
+	LayerUses(ctx context.Context) ([]LayerUse, error)
+	// RemoveLayer does as DeleteLayer if the layer was not of use since then, and
+	// remembers it until it is put again or ForgetRemoved is called: its files are to
+	// be deleted.
+	RemoveLayer(ctx context.Context, diffID toc.Digest, since time.Time) (removed bool, err error)
+	// RemovedLayers returns those that RemoveLayer remembers, with their keys.
+	RemovedLayers(ctx context.Context) ([]LayerUse, error)
+	// ForgetRemoved tells that the files are gone.
+	ForgetRemoved(ctx context.Context, diffID toc.Digest) error
 
 	// Image returns the image if it is complete.
 	Image(ctx context.Context, repo string, manifest toc.Digest) (*Image, error)

@@ -122,6 +122,21 @@ func (c *cache[K, V]) forget(match func(V) bool) {
 	c.drop(out)
 }
 
+// remove removes some keys. What is being loaded stays.
+func (c *cache[K, V]) remove(keys ...K) {
+	var out []V
+	c.mu.Lock()
+	for _, k := range keys {
+		if e, ok := c.lru.Peek(k); ok {
+			c.lru.Remove(k)
+			c.cost -= e.cost
+			out = append(out, e.v)
+		}
+	}
+	c.mu.Unlock()
+	c.drop(out)
+}
+
 func (c *cache[K, V]) drop(values []V) {
 	if c.evict != nil {
 		for _, v := range values {

@@ -52,6 +52,12 @@ type Patches interface {
 	Seen(ctx context.Context, repo, tag, platform string, manifest toc.Digest) error
 }
 
+// Retention keeps layers that are of use. *retention.Keeper is one.
+type Retention interface {
+	// Hold notes that layers are of use until release is called. Some may not be known.
+	Hold(layers []toc.Digest) (release func())
+}
+
 // Config of a Server.
 type Config struct {
 	Registry Registry
@@ -59,6 +65,8 @@ type Config struct {
 	Meta     Meta
 	Blobs    blob.Store
 	Patches  Patches
+	// Retention is told which layers are of use.
+	Retention Retention
 	// Fresh compresses images well in the background, for pulls by workers that
 	// have nothing alike. It takes about as much space as the packs.
 	Fresh   bool

@@ -48,6 +48,9 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 	}
 	b := &bundle{s: s, w: w, out: wire.NewWriter(w), rec: rec, req: &req, img: img, settle: settle}
 	im, err := b.prepare(ctx)
+	if im != nil {
+		defer s.hold(im, req.Have)()
+	}
 	switch {
 	case err != nil:
 	case b.progressed.Load():
@@ -65,6 +68,18 @@ func (s *Server) delta(w *response, r *http.Request, rec *record) error {
 		_ = b.out.Error(wireError(err))
 	}
 	return err
+}
+
+// hold keeps the layers of an image, and those that a worker has.
+func (s *Server) hold(im *image, have []wire.Have) (release func()) {
+	layers := make([]toc.Digest, 0, len(im.layers)+len(have))
+	for _, m := range im.layers {
+		layers = append(layers, m.DiffID)
+	}
+	for _, h := range have {
+		layers = append(layers, h.DiffID)
+	}
+	return s.cfg.Retention.Hold(layers)
 }
 
 // served tells whether an image is of a shape that can be served.

@@ -53,16 +53,16 @@ func (f *fresh) close() {
 	f.files.close()
 }
 
-// key of the frames of an image. The number changes with the format and with
-// how frames are put together.
-func freshKey(manifest toc.Digest) string { return "frames/1/" + manifest.Path() }
+// FramesKey is the key of the blob of frames that is made of an image. The number changes
+// with the format and with how frames are put together.
+func FramesKey(manifest toc.Digest) string { return "frames/1/" + manifest.Path() }
 
 // open returns the frames of an image, which must be released, or nil if there are
 // none yet; then they are made.
 func (f *fresh) open(ctx context.Context, im *image) (*framesFile, error) {
 	for {
 		file, err := f.files.get(ctx, im.manifest, f.l.cfg.Limits.Plan, func(ctx context.Context) (*framesFile, int64, error) {
-			b, err := f.l.cfg.Blobs.Open(ctx, freshKey(im.manifest))
+			b, err := f.l.cfg.Blobs.Open(ctx, FramesKey(im.manifest))
 			if err != nil {
 				return nil, 0, err
 			}
@@ -100,6 +100,16 @@ func (f *fresh) enqueue(im *image) {
 	}
 }
 
+// forget closes frames that are deleted; they may be made again.
+func (f *fresh) forget(manifests []toc.Digest) {
+	f.files.remove(manifests...)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range manifests {
+		delete(f.queued, m)
+	}
+}
+
 func (f *fresh) run(ctx context.Context) {
 	if err := background.Lower(); err != nil {
 		f.l.cfg.Log.Warn("images are compressed at normal priority", "error", err)
@@ -122,7 +132,7 @@ func (f *fresh) compress(ctx context.Context, im *image) error {
 	if err != nil {
 		return err
 	}
-	w, err := f.l.cfg.Blobs.Create(ctx, freshKey(im.manifest))
+	w, err := f.l.cfg.Blobs.Create(ctx, FramesKey(im.manifest))
 	if err != nil {
 		return err
 	}

@@ -63,6 +63,15 @@ func (l *library) close() error {
 	return nil
 }
 
+// forget gives back what is kept of layers that are deleted, and of images with them.
+func (l *library) forget(layers []meta.LayerUse, manifests []toc.Digest) {
+	for _, u := range layers {
+		l.layers.remove(u.DiffID)
+		l.packs.remove(u.PackKey)
+	}
+	l.images.remove(manifests...)
+}
+
 // reachable tells whether the blob store answers.
 func (l *library) reachable(ctx context.Context) error {
 	if _, err := l.cfg.Blobs.Stat(ctx, "ready"); err != nil && !errors.Is(err, blob.ErrNotExist) {

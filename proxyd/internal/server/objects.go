@@ -20,6 +20,7 @@ func (s *Server) objects(w *response, r *http.Request, rec *record) error {
 	if err != nil {
 		return err
 	}
+	defer s.hold(im, nil)()
 	rec.digest, rec.objects = im.manifest, len(req.Objects)
 	if err := delta.CheckAsked(im.delta, req.Objects); err != nil {
 		return invalid(err.Error())

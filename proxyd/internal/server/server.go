@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
+	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -74,6 +75,14 @@ func New(cfg Config) *Server {
 // ServeHTTP implements http.Handler.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mux.ServeHTTP(newResponse(w, s.cfg.Limits.Stall), r)
+}
+
+// Forget gives back what is kept of layers that are deleted, and of images with them.
+func (s *Server) Forget(layers []meta.LayerUse, manifests []toc.Digest) {
+	if s.fresh != nil {
+		s.fresh.forget(manifests)
+	}
+	s.library.forget(layers, manifests)
 }
 
 // Close waits for work that outlives requests and gives back what is cached.

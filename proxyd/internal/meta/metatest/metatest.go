@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ func Run(t *testing.T, open func(*testing.T) meta.Store) {
 		{"Layers", testLayers},
 		{"LayerOfSeveralBlobs", testLayerOfSeveralBlobs},
 		{"DeleteLayer", testDeleteLayer},
+		{"Retention", testRetention},
 		{"Images", testImages},
 		{"ImageNeedsItsLayers", testImageNeedsItsLayers},
 		{"ImageReplace", testImageReplace},
@@ -168,6 +170,84 @@ func testDeleteLayer(t *testing.T, s meta.Store) {
 	if err := s.DeleteLayer(ctx, l.DiffID); err != nil {
 		t.Errorf("DeleteLayer of what is not there: %v", err)
 	}
+}
+
+func testRetention(t *testing.T, s meta.Store) {
+	ctx := t.Context()
+	began := time.Now()
+	a, _ := putLayer(t, s, "a")
+	b, bBlob := putLayer(t, s, "b")
+	for _, img := range []*meta.Image{image("r/x", "both", "a", "b"), image("r/y", "both", "a", "b"), image("r/x", "a twice", "a", "a")} {
+		if err := s.PutImage(ctx, img); err != nil {
+			t.Fatal(err)
+		}
+	}
+	uses := func() map[toc.Digest]meta.LayerUse {
+		t.Helper()
+		all, err := s.LayerUses(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.IsSortedFunc(all, func(x, y meta.LayerUse) int { return x.Used.Compare(y.Used) }) {
+			t.Errorf("got %v, want those first that were not of use for longest", all)
+		}
+		m := map[toc.Digest]meta.LayerUse{}
+		for _, u := range all {
+			m[u.DiffID] = u
+		}
+		return m
+	}
+	got := uses()
+	if u := got[a.DiffID]; len(got) != 2 || u.TOCKey != a.TOCKey || u.PackKey != a.PackKey || len(u.Manifests) != 2 {
+		t.Errorf("got %+v, want both layers with their keys, and two images of the first", got)
+	}
+	if u := got[b.DiffID]; u.Used.Before(began.Add(-time.Second)) || !slices.Equal(u.Manifests, []toc.Digest{digest("both")}) {
+		t.Errorf("got %+v, want a layer that was of use when it was put, of one manifest", u)
+	}
+
+	later := began.Add(time.Hour).Truncate(time.Microsecond)
+	if err := s.TouchLayers(ctx, []toc.Digest{b.DiffID, digest("not there"), a.DiffID}, later); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.TouchLayers(ctx, []toc.Digest{a.DiffID}, began); err != nil {
+		t.Fatal(err)
+	}
+	if u := uses()[a.DiffID]; !u.Used.Equal(later) {
+		t.Errorf("got used at %v, want the latest use (%v)", u.Used, later)
+	}
+	if removed, err := s.RemoveLayer(ctx, b.DiffID, later); removed || err != nil {
+		t.Errorf("got removed %v (%v), want a layer kept that was of use since", removed, err)
+	}
+	if removed, err := s.RemoveLayer(ctx, digest("not there"), later); removed || err != nil {
+		t.Errorf("got removed %v (%v) of what is not there", removed, err)
+	}
+	if removed, err := s.RemoveLayer(ctx, b.DiffID, later.Add(time.Second)); !removed || err != nil {
+		t.Errorf("got removed %v (%v), want a layer removed that was of no use since", removed, err)
+	}
+	_, err := s.Layer(ctx, b.DiffID)
+	wantNotFound(t, "Layer", err)
+	_, err = s.Image(ctx, "r/y", digest("both"))
+	wantNotFound(t, "Image with the layer", err)
+	if _, err := s.Image(ctx, "r/x", digest("a twice")); err != nil {
+		t.Errorf("Image without the layer: %v", err)
+	}
+	gone, err := s.RemovedLayers(ctx)
+	want(t, "RemovedLayers", gone, err, []meta.LayerUse{{DiffID: b.DiffID, TOCKey: b.TOCKey, PackKey: b.PackKey}})
+
+	// What is put again has its files again.
+	if err := s.PutLayer(ctx, b, bBlob); err != nil {
+		t.Fatal(err)
+	}
+	gone, err = s.RemovedLayers(ctx)
+	want(t, "RemovedLayers", gone, err, nil)
+	if removed, err := s.RemoveLayer(ctx, b.DiffID, later); !removed || err != nil {
+		t.Errorf("got removed %v (%v), want it removed again", removed, err)
+	}
+	if err := s.ForgetRemoved(ctx, b.DiffID); err != nil {
+		t.Fatal(err)
+	}
+	gone, err = s.RemovedLayers(ctx)
+	want(t, "RemovedLayers", gone, err, nil)
 }
 
 func testImages(t *testing.T, s meta.Store) {

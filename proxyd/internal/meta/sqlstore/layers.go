@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"time"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -40,12 +41,15 @@ func (s *Store) PutLayer(ctx context.Context, l *meta.Layer, b *meta.LayerBlob) 
 	}
 	err := s.tx(ctx, func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx,
-			`INSERT INTO layers (diff_id, toc, toc_key, pack_key, entries, objects, bytes)
-			VALUES ($1, $2, $3, $4, $5, $6, $7)
+			`INSERT INTO layers (diff_id, toc, toc_key, pack_key, entries, objects, bytes, used)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 			ON CONFLICT (diff_id) DO UPDATE SET toc = excluded.toc, toc_key = excluded.toc_key,
 				pack_key = excluded.pack_key, entries = excluded.entries,
-				objects = excluded.objects, bytes = excluded.bytes`,
-			l.DiffID[:], l.TOC[:], l.TOCKey, l.PackKey, l.Entries, l.Objects, l.Bytes); err != nil {
+				objects = excluded.objects, bytes = excluded.bytes, used = excluded.used`,
+			l.DiffID[:], l.TOC[:], l.TOCKey, l.PackKey, l.Entries, l.Objects, l.Bytes, time.Now().UnixMicro()); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM removed_layers WHERE diff_id = $1`, l.DiffID[:]); err != nil {
 			return err
 		}
 		_, err := tx.ExecContext(ctx,
@@ -62,19 +66,21 @@ func (s *Store) PutLayer(ctx context.Context, l *meta.Layer, b *meta.LayerBlob) 
 
 // DeleteLayer implements meta.Store.
 func (s *Store) DeleteLayer(ctx context.Context, diffID toc.Digest) error {
-	err := s.tx(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx,
-			`DELETE FROM images WHERE EXISTS (SELECT 1 FROM image_layers l
-			WHERE l.repo = images.repo AND l.manifest = images.manifest AND l.diff_id = $1)`, diffID[:]); err != nil {
-			return err
-		}
-		_, err := tx.ExecContext(ctx, `DELETE FROM layers WHERE diff_id = $1`, diffID[:])
-		return err
-	})
+	err := s.tx(ctx, func(tx *sql.Tx) error { return deleteLayer(ctx, tx, diffID) })
 	if err != nil {
 		return fmt.Errorf("delete layer %s: %w", diffID, err)
 	}
 	return nil
+}
+
+func deleteLayer(ctx context.Context, tx *sql.Tx, diffID toc.Digest) error {
+	if _, err := tx.ExecContext(ctx,
+		`DELETE FROM images WHERE EXISTS (SELECT 1 FROM image_layers l
+		WHERE l.repo = images.repo AND l.manifest = images.manifest AND l.diff_id = $1)`, diffID[:]); err != nil {
+		return err
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM layers WHERE diff_id = $1`, diffID[:])
+	return err
 }
 
 // scanDigest reads a digest column.
