@@ -1,7 +1,9 @@
 package background
 
 import (
+	"errors"
 	"runtime"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -38,5 +40,29 @@ func TestLower(t *testing.T) {
 	}()
 	if got := <-lowered; got != max(before, nice) {
 		t.Errorf("got nice %d, want %d", got, nice)
+	}
+}
+
+func TestGuard(t *testing.T) {
+	failed := errors.New("failed")
+	for name, tc := range map[string]struct {
+		f    func() error
+		want error // nil: a panic is
+	}{
+		"error":   {func() error { return failed }, failed},
+		"panic":   {func() error { panic("index out of range") }, nil},
+		"runtime": {func() error { return []error{failed}[len(t.Name())] }, nil},
+	} {
+		err := Guard(tc.f)()
+		var p *PanicError
+		if caught := errors.As(err, &p); caught == (tc.want != nil) || (tc.want != nil && !errors.Is(err, tc.want)) {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if p != nil && !strings.Contains(err.Error(), "TestGuard") {
+			t.Errorf("%s: got %v, want where it was", name, err)
+		}
+	}
+	if err := Guard(func() error { return nil })(); err != nil {
+		t.Error(err)
 	}
 }

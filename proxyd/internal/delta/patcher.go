@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -90,7 +91,7 @@ func (p *Patcher) start(ctx context.Context, g *errgroup.Group, img *Image, plan
 			defer j.finish()
 			// A patch that fails does not matter: the object is sent plain, which
 			// fails for the same reason, or does not. Its goroutine ends here.
-			_ = p.encode(ctx, j, object)
+			_ = background.Guard(func() error { return p.encode(ctx, j, object) })()
 			return nil
 		})
 	}

@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 )
 
@@ -66,11 +67,11 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 	if m.patcher != nil {
 		m.patcher.start(patching, g, img, p, packs)
 	}
-	g.Go(func() error {
+	g.Go(background.Guard(func() error {
 		defer close(ready)
 		defer stop() // patches that nobody waits for any more
 		return m.all(ctx, p, steer)
-	})
+	}))
 	g.Go(func() error {
 		var link meter
 		for f := range ready {

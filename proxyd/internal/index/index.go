@@ -17,6 +17,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/wire"
@@ -134,7 +135,7 @@ func (x *Indexer) work(ctx context.Context) {
 			want := x.queued[ref]
 			delete(x.queued, ref) // from here on it may change again
 			x.mu.Unlock()
-			if err := x.follow(ctx, ref, want); err != nil && ctx.Err() == nil {
+			if err := background.Guard(func() error { return x.follow(ctx, ref, want) })(); err != nil && ctx.Err() == nil {
 				x.cfg.Log.WarnContext(ctx, "not indexed", "ref", ref, "error", err)
 			}
 		}

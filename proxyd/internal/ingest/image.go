@@ -13,6 +13,7 @@ import (
 	"github.com/cenkalti/backoff/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
@@ -48,7 +49,7 @@ func (g *Ingester) image(ctx context.Context, img *registry.Image, creds *wire.C
 	// waits while another replica has the layer.
 	eg.SetLimit(g.cfg.Parallel)
 	for _, l := range distinct {
-		eg.Go(func() error { return g.layer(egctx, img, l, creds, p) })
+		eg.Go(background.Guard(func() error { return g.layer(egctx, img, l, creds, p) }))
 	}
 	if err := eg.Wait(); err != nil {
 		return err

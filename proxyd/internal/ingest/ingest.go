@@ -11,6 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/blob"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
@@ -168,7 +169,7 @@ func (g *Ingester) join(img *registry.Image, creds *wire.Credentials) (*flight, 
 	f := &flight{done: make(chan struct{})}
 	g.flights[key] = f
 	g.wg.Go(func() {
-		f.err = g.image(g.detach(), img, creds, &f.progress)
+		f.err = background.Guard(func() error { return g.image(g.detach(), img, creds, &f.progress) })()
 		g.mu.Lock()
 		delete(g.flights, key)
 		g.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/pack"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -25,13 +26,13 @@ func Layer(ctx context.Context, r io.Reader, w io.Writer) (*toc.TOC, error) {
 	var t *toc.TOC
 	g, ctx := errgroup.WithContext(ctx)
 	p := &packer{out: newCompressor(ctx, g, pw)}
-	g.Go(func() (err error) {
+	g.Go(background.Guard(func() (err error) {
 		defer p.out.close()
 		if t, err = fromtar.Layer(ctx, r, p); err == nil {
 			p.flush()
 		}
 		return err
-	})
+	}))
 	if err := g.Wait(); err != nil {
 		return nil, unsupported(err)
 	}

@@ -2,7 +2,6 @@ package patches
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
@@ -87,7 +86,7 @@ func (c *Cache) work(ctx context.Context) {
 		if !ok || ctx.Err() != nil {
 			return
 		}
-		if err := c.do(ctx, t); err != nil && ctx.Err() == nil {
+		if err := background.Guard(func() error { return c.do(ctx, t) })(); err != nil && ctx.Err() == nil {
 			c.metrics.made.WithLabelValues(resultFailed).Inc()
 			c.cfg.Log.Warn("patch cannot be made", "error", err)
 		}
@@ -101,14 +100,8 @@ func (c *Cache) work(ctx context.Context) {
 	}
 }
 
-// do does one task. What goes wrong with the contents of one image must not take
-// the streams of others with it.
-func (c *Cache) do(ctx context.Context, t task) (err error) {
-	defer func() {
-		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v", r)
-		}
-	}()
+// do does one task.
+func (c *Cache) do(ctx context.Context, t task) error {
 	if t.move != nil {
 		return c.expand(ctx, *t.move)
 	}

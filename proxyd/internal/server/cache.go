@@ -2,11 +2,12 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 )
 
 // cache keeps what was used last, bounded by its cost in bytes, and loads what
@@ -73,16 +74,10 @@ func (c *cache[K, V]) get(ctx context.Context, key K, timeout time.Duration, loa
 
 func (c *cache[K, V]) fly(ctx context.Context, key K, f *flight[V], load func(context.Context) (V, int64, error)) {
 	var cost int64
-	func() {
-		defer func() {
-			// What is loaded comes from images: a fault that one of them triggers
-			// must not take the others' streams with it.
-			if r := recover(); r != nil {
-				f.err = fmt.Errorf("load: panic: %v", r)
-			}
-		}()
-		f.v, cost, f.err = load(ctx)
-	}()
+	f.err = background.Guard(func() (err error) {
+		f.v, cost, err = load(ctx)
+		return err
+	})()
 	var out []V
 	c.mu.Lock()
 	delete(c.flights, key)

@@ -12,6 +12,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
@@ -175,7 +176,7 @@ func (b *bundle) working(ctx context.Context, stage string, f func(context.Conte
 	defer cancel()
 	work.Go(func() {
 		defer close(finished)
-		failed = f(ctx)
+		failed = background.Guard(func() error { return f(ctx) })()
 	})
 	tick := time.NewTicker(wire.ProgressInterval * 8 / 10) // the rest is for the way
 	defer tick.Stop()

@@ -117,7 +117,7 @@ func (f *fresh) run(ctx context.Context) {
 	for {
 		select {
 		case im := <-f.queue:
-			if err := f.compress(ctx, im); err != nil && ctx.Err() == nil {
+			if err := background.Guard(func() error { return f.compress(ctx, im) })(); err != nil && ctx.Err() == nil {
 				f.l.cfg.Log.Warn("image is not compressed for fresh pulls", "digest", im.manifest.String(), "error", err.Error())
 			}
 		case <-ctx.Done():

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -108,7 +109,7 @@ func (s *Server) dryRun(ctx context.Context, b *bundle, im *image, top int) (*wi
 	dry := &bundle{s: s, out: wire.NewWriter(pw), rec: &record{}, req: b.req, img: b.img, dry: true}
 	sent := make(chan error, 1)
 	go func() {
-		err := dry.send(ctx, im)
+		err := background.Guard(func() error { return dry.send(ctx, im) })()
 		_ = pw.CloseWithError(err) // never fails
 		sent <- err
 	}()

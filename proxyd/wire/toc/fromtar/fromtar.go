@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"runtime/debug"
 
 	"golang.org/x/sync/errgroup"
 
@@ -76,9 +77,9 @@ func Layer(ctx context.Context, r io.Reader, c Contents) (*toc.TOC, error) {
 	s := newStream()
 	p := &parser{builder: toc.NewBuilder(), contents: c, pieces: make(map[toc.Digest]uint32), object: sha256.New(), holes: maxHoles}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.fill(ctx, r) })
-	g.Go(func() error { return s.sum(ctx) })
-	g.Go(func() error { return p.read(ctx, s.reader(ctx)) })
+	g.Go(careful(func() error { return s.fill(ctx, r) }))
+	g.Go(careful(func() error { return s.sum(ctx) }))
+	g.Go(careful(func() error { return p.read(ctx, s.reader(ctx)) }))
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -90,16 +91,29 @@ func Layer(ctx context.Context, r io.Reader, c Contents) (*toc.TOC, error) {
 func DiffID(ctx context.Context, r io.Reader) (toc.Digest, error) {
 	s := newStream()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.fill(ctx, r) })
-	g.Go(func() error { return s.sum(ctx) })
-	g.Go(func() error {
+	g.Go(careful(func() error { return s.fill(ctx, r) }))
+	g.Go(careful(func() error { return s.sum(ctx) }))
+	g.Go(careful(func() error {
 		_, err := io.Copy(io.Discard, s.reader(ctx))
 		return err
-	})
+	}))
 	if err := g.Wait(); err != nil {
 		return toc.Digest{}, err
 	}
 	return s.diffID, nil
+}
+
+// careful returns f with panics made errors: what a layer triggers in a decoder must not
+// end the process.
+func careful(f func() error) func() error {
+	return func() (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		return f()
+	}
 }
 
 // nobody is Contents that are not wanted.

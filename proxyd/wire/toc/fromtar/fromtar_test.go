@@ -150,3 +150,26 @@ func TestLayerRefuses(t *testing.T) {
 		t.Errorf("source that breaks off: got %v, want no LayerError", err)
 	}
 }
+
+// faulty is Contents with a bug.
+type faulty struct{ nobody }
+
+func (*faulty) Keep() (uint32, error) { panic("a bug") }
+
+// A fault that a layer triggers is an error of that layer's reader, not the end of the process.
+func TestPanicIsAnError(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "f", Typeflag: tar.TypeReg, Size: 3, Mode: 0o644}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte("abc")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Layer(t.Context(), &b, &faulty{}); err == nil || !strings.Contains(err.Error(), "a bug") {
+		t.Errorf("got %v, want the panic as an error", err)
+	}
+}
