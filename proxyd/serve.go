@@ -92,20 +92,19 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 		Meta: store, Blobs: blobs, Bytes: cfg.Storage.Bytes, KeepFor: time.Duration(cfg.Storage.KeepFor),
 		Lock: ingest.LockName, OfImage: server.FramesKey, Log: log, Metrics: metrics.Registerer(),
 	})
-	indexer, err := newIndexer(ctx, cfg, client, ingester, store, ahead, log)
+	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
+		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Patches: ahead, Retention: keeper, Metrics: metrics, Log: log,
+		Version: version, Registries: cfg.Registries.withPort(), Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
+	})
+	defer closing(&err, handler.Close)
+	indexer, err := newIndexer(ctx, cfg, client, handler, store, ahead, log)
 	if err != nil {
 		return err
 	}
 	defer closing(&err, indexer.Close)
-	var hooks http.Handler
 	if len(hookTokens) > 0 {
-		hooks = indexer.Hooks(hookTokens)
+		handler.Hooks(indexer.Hooks(hookTokens))
 	}
-	handler := server.New(server.Config{ //nolint:contextcheck // what it does beside requests, Close ends
-		Registry: client, Ingester: ingester, Meta: store, Blobs: blobs, Patches: ahead, Retention: keeper, Metrics: metrics, Log: log, Hooks: hooks,
-		Version: version, Registries: cfg.Registries.withPort(), Tokens: tokens, Tickets: tickets, Fresh: cfg.Precompress, ClientCert: cfg.TLS.ClientCAFile != "", Limits: cfg.Limits.server(),
-	})
-	defer closing(&err, handler.Close)
 	defer closing(&err, keep(ctx, keeper, handler))
 	listener, err := listen(ctx, cfg.Listen)
 	if err != nil {
@@ -132,13 +131,13 @@ func keep(ctx context.Context, k *retention.Keeper, s *server.Server) (stop func
 }
 
 // newIndexer starts what indexes images that nobody has pulled yet.
-func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, ingester *ingest.Ingester, store meta.Store, ahead *patches.Cache, log *slog.Logger) (*index.Indexer, error) {
+func newIndexer(ctx context.Context, cfg *Config, client *registry.Client, preparer index.Preparer, store meta.Store, ahead *patches.Cache, log *slog.Logger) (*index.Indexer, error) {
 	wanted, err := cfg.Index.platforms()
 	if err != nil {
 		return nil, err
 	}
 	c := index.Config{
-		Registry: client, Ingester: ingester, Tags: store, Log: log,
+		Registry: client, Preparer: preparer, Tags: store, Log: log,
 		Platforms: wanted, Interval: time.Duration(cfg.Index.Interval),
 	}
 	c.Moved = func(ctx context.Context, m index.Move) {

@@ -40,9 +40,10 @@ type Registry interface {
 	Forget(repo, tag string)
 }
 
-// Ingester makes layers known. *ingest.Ingester is one.
-type Ingester interface {
-	Image(ctx context.Context, img *registry.Image, creds *wire.Credentials, progress func(done, total int64)) ([]*meta.Layer, error)
+// Preparer makes everything that a request for an image would have to wait for.
+// *server.Server is one.
+type Preparer interface {
+	Prepare(ctx context.Context, img *registry.Image, creds *wire.Credentials) error
 }
 
 // Tags remember where tags pointed. meta.Store is one.
@@ -62,7 +63,7 @@ type Move struct {
 // Config of an Indexer.
 type Config struct {
 	Registry Registry
-	Ingester Ingester
+	Preparer Preparer
 	Tags     Tags
 	Log      *slog.Logger
 	// Platforms of an image to index; those that it has not are left out.
@@ -186,7 +187,7 @@ func (x *Indexer) index(ctx context.Context, ref string) (top toc.Digest, err er
 			failed = append(failed, err)
 			continue
 		}
-		if _, err := x.cfg.Ingester.Image(ctx, img, creds, nil); err != nil {
+		if err := x.cfg.Preparer.Prepare(ctx, img, creds); err != nil {
 			return top, err
 		}
 		if top = img.Manifest.Digest; img.Index != nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"log/slog"
-	"net/http"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -74,8 +73,6 @@ type Config struct {
 	Log     *slog.Logger
 	// Version of the binary, for ping.
 	Version string
-	// Hooks, if not nil, serves what is below /hooks/.
-	Hooks http.Handler
 	// Registries with a port, for ping.
 	Registries []string
 	// Tokens, if there are any, are what workers must show as bearer token.

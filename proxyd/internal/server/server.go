@@ -18,6 +18,7 @@ import (
 
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
+	"github.com/starlight-delta/starlight/proxyd/internal/registry"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -65,11 +66,25 @@ func New(cfg Config) *Server {
 	s.mux.Handle("GET "+wire.RoutePing, s.worker("ping", s.ping))
 	s.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { plain(w, http.StatusOK, "ok\n") })
 	s.mux.HandleFunc("GET /readyz", s.ready)
-	if cfg.Hooks != nil {
-		s.mux.Handle("POST /hooks/", cfg.Hooks)
-	}
 	s.mux.Handle("GET /metrics", cfg.Metrics.handler())
 	return s
+}
+
+// Hooks has h serve what is below /hooks/. It must not be called any more when requests
+// come.
+func (s *Server) Hooks(h http.Handler) { s.mux.Handle("POST /hooks/", h) }
+
+// Prepare ingests an image and keeps it ready to be planned, so that nobody waits for that.
+func (s *Server) Prepare(ctx context.Context, img *registry.Image, creds *wire.Credentials) error {
+	if err := served(img); err != nil {
+		return err
+	}
+	layers, err := s.cfg.Ingester.Image(ctx, img, creds, nil)
+	if err != nil {
+		return err
+	}
+	_, err = s.library.image(ctx, img, layers)
+	return err
 }
 
 // ServeHTTP implements http.Handler.
