@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/starlight-delta/starlight/integration/internal/corpus"
 	"github.com/starlight-delta/starlight/integration/internal/dedup"
@@ -13,7 +14,11 @@ import (
 	"github.com/starlight-delta/starlight/integration/internal/wan"
 )
 
-// bytes compares what is sent for each image, without a link in between.
+// bytesLink is between worker and proxyd when bytes are counted: what proxyd computes at
+// once must be there sooner than what is sent without it, so it depends on the link.
+var bytesLink = wan.Config{Down: 100, Up: 100, RTT: 20 * time.Millisecond}
+
+// bytes compares what is sent for each image.
 func (b *bench) bytes(ctx context.Context) error {
 	return b.perImage(ctx, func(versions []corpus.Image) error {
 		image := versions[0].Name
@@ -61,7 +66,7 @@ func others(ctx context.Context, versions []corpus.Image) ([]report.Bytes, error
 
 // sent lets workers ask a proxyd for all versions, twice, and counts what it sends.
 func (b *bench) sent(ctx context.Context, versions []corpus.Image, all []report.Bytes) (err error) {
-	w, err := sandbox.New(ctx, wan.Config{})
+	w, err := sandbox.New(ctx, bytesLink)
 	if err != nil {
 		return err
 	}
@@ -75,7 +80,7 @@ func (b *bench) sent(ctx context.Context, versions []corpus.Image, all []report.
 	if err != nil {
 		return err
 	}
-	tap, err := newTap(ctx, w.Link.Cloud, p.Address)
+	tap, err := newTap(ctx, w.Link.Edge, p.Address)
 	if err != nil {
 		return err
 	}
