@@ -17,7 +17,8 @@ func (e *Engine) recordDone(ctx context.Context, img *image, rec imageRecord) er
 	for k, r := range e.refs {
 		if r.img == img && r.rec.Done == 0 {
 			r.rec.Done = time.Since(r.rec.Pulled)
-			r.rec.WireBytes += img.meter.total.Load()
+			r.counted = img.meter.total.Load()
+			r.rec.WireBytes += r.counted
 			r.rec.RoundTrips += img.meter.turns.Load() - 1
 			refs[k] = r.rec
 		}

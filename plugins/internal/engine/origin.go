@@ -176,7 +176,7 @@ func (e *Engine) Name(u Unnamed, names []string) error {
 	rec.Unnamed = false
 	named := map[refKey]*ref{}
 	for _, name := range names {
-		named[refKey{namespace: u.Namespace, ref: name}] = &ref{rec, r.img}
+		named[refKey{namespace: u.Namespace, ref: name}] = &ref{rec, r.img, r.counted}
 	}
 	delete(e.refs, old)
 	maps.Copy(e.refs, named)

@@ -70,6 +70,8 @@ var errUnnamed = errors.New("require_toc_digests is set, and the manifest does n
 type ref struct {
 	rec refRecord
 	img *image // nil: plain
+	// counted is how much of what img's meter says is in rec, once the image is whole.
+	counted int64
 }
 
 // Pull gets the metadata of an image from a proxyd and starts the stream of its
@@ -136,13 +138,15 @@ func (e *Engine) pulled(ctx context.Context, r PullRequest, s *stream, m *delta.
 		WireBytes: s.header, RoundTrips: s.turns, Ready: time.Since(start), Unnamed: r.Unnamed,
 	}
 	e.mu.Lock()
+	counted := int64(0)
 	if s.img.rec.Complete {
 		rec.Done = rec.Ready
 		if m.Header.Objects > 0 { // all of them have come already
-			rec.WireBytes += s.img.meter.total.Load()
+			counted = s.img.meter.total.Load()
+			rec.WireBytes += counted
 		}
 	}
-	e.refs[key] = &ref{rec, s.img}
+	e.refs[key] = &ref{rec, s.img, counted}
 	img := s.img.rec
 	e.mu.Unlock()
 	log.G(ctx).WithFields(log.Fields{

@@ -75,8 +75,11 @@ func (r *ref) status(k refKey) ImageStatus {
 			s.ObjectsLocal, s.BytesLocal = s.Objects-p.objects, s.Bytes-p.bytes
 		}
 	}
+	if r.rec.Done == 0 || r.counted > 0 {
+		// What was asked for on demand may still come when the image is whole.
+		s.WireBytes += img.meter.total.Load() - r.counted
+	}
 	if r.rec.Done == 0 {
-		s.WireBytes += img.meter.total.Load()
 		s.RoundTrips += max(img.meter.turns.Load()-1, 0)
 	}
 	return s
