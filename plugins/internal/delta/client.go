@@ -80,6 +80,7 @@ type Client struct {
 	bulk, urgent *http.Transport
 	used         atomic.Int64 // unix nanoseconds of the last request other than pings
 	filled       atomic.Int64 // unix nanoseconds of the last fill
+	streamed     atomic.Int64 // unix nanoseconds of the last byte of any answer to Delta
 }
 
 // New makes a Client. It opens no connection; see Warm.
@@ -108,8 +109,16 @@ func (c *Client) Close() {
 
 // Delta asks for an image. ctx governs the request and the reading of the bundle.
 func (c *Client) Delta(ctx context.Context, r wire.DeltaRequest) (*Bundle, error) {
-	return c.bundle(ctx, c.bulk, wire.RouteDelta, r, wire.NewReader)
+	b, err := c.bundle(ctx, c.bulk, wire.RouteDelta, r, wire.NewReader)
+	if err == nil {
+		b.g.last = &c.streamed
+	}
+	return b, err
 }
+
+// Streamed is when the last byte of any answer to Delta was received. A stream that gets
+// none may only wait for the others.
+func (c *Client) Streamed() time.Time { return time.Unix(0, c.streamed.Load()) }
 
 // Objects asks for single objects at once. ctx governs the request and the reading
 // of the bundle, which has no header.

@@ -26,6 +26,7 @@ type guard struct {
 	timer  *time.Timer
 	body   io.ReadCloser
 	n      atomic.Int64
+	last   *atomic.Int64 // unix nanoseconds of the last byte, or nil
 	once   sync.Once
 }
 
@@ -51,6 +52,9 @@ func (g *guard) Read(p []byte) (int, error) {
 	n, err := g.body.Read(p)
 	g.disarm()
 	g.n.Add(int64(n))
+	if n > 0 && g.last != nil {
+		g.last.Store(time.Now().UnixNano())
+	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = g.explain(err)
 	}

@@ -97,7 +97,7 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 			continue
 		}
 		pause = demandPause
-		if !asked.IsZero() && time.Since(last) < 2*demandPause && time.Since(asked) < maxDemandPause {
+		if !asked.IsZero() && time.Since(e.flowed(img)) < 2*demandPause && time.Since(asked) < maxDemandPause {
 			continue // it is next in a stream that flows
 		}
 		again := !asked.IsZero()
@@ -108,6 +108,20 @@ func (e *Engine) Range(ctx context.Context, d toc.Digest, off, n int64) (err err
 		case <-e.demand(img, p, wanted, again):
 		}
 	}
+}
+
+// flowed is when something arrived last for img, or on the link that its stream shares
+// with those of other images.
+func (e *Engine) flowed(img *image) time.Time {
+	last := time.Unix(0, img.meter.last.Load())
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if img.main != nil {
+		if t := img.main.proxy.client.Streamed(); t.After(last) {
+			return t
+		}
+	}
+	return last
 }
 
 // find returns an image with object d, its object list and d's index.

@@ -99,9 +99,12 @@ func (c *Claims) Urge(asked []Item, exact bool) (rest []Item) {
 		first, end := clip(it, c.img.Objects[it.Object].NumPieces())
 		for i := first; i < end; i++ {
 			switch {
-			case c.done, !c.planned.has(it.Object, i):
+			case !c.planned.has(it.Object, i):
 				rest = extend(rest, it.Object, i)
-			case c.claimed.set(it.Object, i):
+			case !c.claimed.set(it.Object, i): // sent, or about to be
+			case c.done:
+				rest = extend(rest, it.Object, i)
+			default:
 				urged = extend(urged, it.Object, i)
 				sent[it.Object] = true
 			}

@@ -259,7 +259,8 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 	b.s.cfg.Metrics.plan.Observe(b.rec.plan.Seconds())
 
 	st := b.s.streams.open(reference(b.img), b.req.Worker, im, plan)
-	defer b.s.streams.close(st)
+	whole := false
+	defer func() { b.s.streams.close(st, whole) }()
 	if !b.req.HeaderOnly && b.settle != nil {
 		b.settle(st)
 	}
@@ -284,7 +285,9 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 			return err
 		}
 	}
-	return b.out.End()
+	err = b.out.End()
+	whole = err == nil && !b.req.HeaderOnly
+	return err
 }
 
 // ticket is a new one if the registry has just been asked: with old ones alone nobody

@@ -176,7 +176,7 @@ func TestPauseForOthers(t *testing.T) {
 		if got := s.pause(st, 1, 0) != nil; got != tt.want {
 			t.Errorf("%s: pauses %v, want %v", name, got, tt.want)
 		}
-		s.close(other)
+		s.close(other, false)
 	}
 	nameless := open("", 1)
 	open("", 1)

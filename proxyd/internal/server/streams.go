@@ -15,13 +15,14 @@ import (
 
 // streams are the bundles under way, by the name that their header gives.
 type streams struct {
-	mu sync.Mutex
-	m  map[string]*stream // guarded by mu
+	mu      sync.Mutex
+	m       map[string]*stream // guarded by mu
+	landing map[string]*stream // guarded by mu: all is sent, but some of it may not have arrived
 }
 
 // stream is a bundle under way. Its name cannot be guessed and was told only to
 // a worker that the registry gave the image to: who knows it may have the image's
-// objects as long as the stream lasts.
+// objects as long as the stream lasts, until the last of it has arrived.
 type stream struct {
 	name   string
 	ref    string // "host/repo@digest"
@@ -58,10 +59,24 @@ func (s *streams) open(ref, worker string, img *image, plan *delta.Plan) *stream
 	return st
 }
 
-func (s *streams) close(st *stream) {
+// close ends a stream. If all of it was sent, it is known for a little longer: what a
+// reader asks for meanwhile is on the link already.
+func (s *streams) close(st *stream, whole bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.m, st.name)
+	if !whole {
+		return
+	}
+	if s.landing == nil {
+		s.landing = map[string]*stream{}
+	}
+	s.landing[st.name] = st
+	time.AfterFunc(landing, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.landing, st.name)
+	})
 }
 
 // find returns the stream if it is one of the image "name@digest".
@@ -69,6 +84,9 @@ func (s *streams) find(name, ref string) *stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st := s.m[name]
+	if late := s.landing[name]; late != nil && !late.failed.Load() {
+		st = late
+	}
 	if st == nil || st.ref != ref {
 		return nil
 	}
@@ -84,6 +102,9 @@ const (
 	// lead is by how many bytes a stream may be ahead of others: enough for the link to
 	// be full while a new connection finds its pace.
 	lead = 4 << 20
+	// landing is how long what was sent may take to arrive: some buffers of the network at
+	// the pace of a slow link. Who waits for longer asks again, for itself alone.
+	landing = 10 * time.Second
 	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
 	leadTime = 50
 )
