@@ -81,9 +81,11 @@ type Bytes struct {
 	// Dedup are the contents that the node lacks, each with gzip -9 alone, which is
 	// what the first Starlight sent; without any metadata.
 	Dedup int64 `json:"dedup"`
-	// AtOnce is what proxyd sends when it is asked for the first time, Precomputed
-	// when it had time since.
+	// AtOnce is what proxyd sends when it is asked for the first time over a link of 100
+	// Mbit/s, Slow over one of 10 Mbit/s (an update only), Precomputed when it had time
+	// since.
 	AtOnce      Sent `json:"atOnce"`
+	Slow        Sent `json:"slow,omitzero"`
 	Precomputed Sent `json:"precomputed"`
 }
 
