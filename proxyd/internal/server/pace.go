@@ -21,6 +21,7 @@ import (
 type pacer struct {
 	link    link
 	looked  time.Time
+	rate    float64   // of the link, lately
 	best    float64   // rate, when it last grew
 	grew    time.Time // when that was
 	limited bool
@@ -68,6 +69,7 @@ func (p *pacer) look(now time.Time) {
 		p.link = nil
 		return
 	}
+	p.rate = s.rate
 	if n := max(minBuffer, min(int(s.rate*bufferTime.Seconds()), maxBuffer)); n > p.buffer*5/4 {
 		p.buffer = n
 		p.link.hold(n)

@@ -19,7 +19,8 @@ type response struct {
 	status  int
 	written int64
 	first   time.Time
-	pace    *pacer // nil: the kernel's own pace will do
+	pace    *pacer  // nil: the kernel's own pace will do
+	stream  *stream // that it sends, or nil
 }
 
 func newResponse(w http.ResponseWriter, stall time.Duration) *response {
@@ -55,6 +56,9 @@ func (w *response) Write(b []byte) (n int, err error) {
 		m, err := w.ResponseWriter.Write(part)
 		n += m
 		w.written += int64(m)
+		if w.stream != nil {
+			w.stream.wrote(m, w.pace)
+		}
 		if err != nil || n == len(b) {
 			return n, err
 		}

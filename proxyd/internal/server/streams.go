@@ -36,6 +36,9 @@ type stream struct {
 	moved  atomic.Int64 // when it last went on, Unix nanoseconds
 	sent   atomic.Int64 // bytes of what is hot, from where the others were when it began
 	time   atomic.Int64 // of what it sends, in the traces of its group, in milliseconds
+
+	carried atomic.Int64 // bytes that the connection has taken
+	rate    atomic.Int64 // that it has carried, bytes a second; 0: unknown
 }
 
 // open registers a stream of the objects of a plan.
@@ -105,6 +108,8 @@ const (
 	// landing is how long what was sent may take to arrive: some buffers of the network at
 	// the pace of a slow link. Who waits for longer asks again, for itself alone.
 	landing = 10 * time.Second
+	// idle is how long a link must have been idle by half before who waits goes on.
+	idle = 150 * time.Millisecond
 	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
 	leadTime = 50
 )
@@ -154,9 +159,34 @@ func (s *streams) ahead(st *stream) bool {
 	return false
 }
 
+// wrote notes that the connection of st has taken n bytes more.
+func (st *stream) wrote(n int, p *pacer) {
+	st.carried.Add(int64(n))
+	st.moved.Store(time.Now().UnixNano())
+	if p != nil {
+		st.rate.Store(int64(p.rate))
+	}
+}
+
+// use is what the streams to a worker have carried so far, and what the fastest of them
+// can carry in a second; 0 if that is unknown.
+func (s *streams) use(worker string) (carried, rate int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.m {
+		if st.worker == worker {
+			carried += st.carried.Load()
+			rate = max(rate, st.rate.Load())
+		}
+	}
+	return carried, rate
+}
+
 // pause is delta.Steer.Pause for a stream: images that are pulled together get what their
 // starts read side by side, so that each is useful soon, and the rest of all comes after.
-// A new connection would not get its share of the link from one that fills it.
+// A new connection would not get its share of the link from one that fills it. But one
+// that finds its pace slowly, or has lost some packets, leaves the link idle, which helps
+// nobody: then who waits sends something.
 func (s *streams) pause(st *stream, item, size int) func(context.Context) {
 	switch {
 	case item >= st.plan.Hot:
@@ -170,18 +200,30 @@ func (s *streams) pause(st *stream, item, size int) func(context.Context) {
 	if !s.ahead(st) {
 		return nil
 	}
-	return func(ctx context.Context) {
-		t := time.NewTicker(turn)
-		defer t.Stop()
-		for s.ahead(st) {
-			st.moved.Store(time.Now().UnixNano()) // it is not stuck, it waits
-			select {
-			case <-t.C:
-			case <-st.claims.Wake():
-				return
-			case <-ctx.Done():
+	return func(ctx context.Context) { s.wait(ctx, st) }
+}
+
+// wait waits until st may go on, or something of it is urgent.
+func (s *streams) wait(ctx context.Context, st *stream) {
+	t := time.NewTicker(turn)
+	defer t.Stop()
+	since := time.Now()
+	before, _ := s.use(st.worker)
+	for s.ahead(st) {
+		if took := time.Since(since); took >= idle {
+			carried, rate := s.use(st.worker)
+			if rate > 0 && float64(carried-before) < float64(rate)*took.Seconds()/2 {
 				return
 			}
+			since, before = time.Now(), carried
+		}
+		st.moved.Store(time.Now().UnixNano()) // it is not stuck, it waits
+		select {
+		case <-t.C:
+		case <-st.claims.Wake():
+			return
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,6 +40,49 @@ func TestStreamsAreKnownUntilTheyHaveArrived(t *testing.T) {
 				time.Sleep(landing + time.Second)
 				if s.find(st.name, ref) != nil || len(s.landing) > 0 {
 					t.Error("known for ever")
+				}
+			})
+		})
+	}
+}
+
+// A stream that waits for others goes on when they leave the link idle, and not before.
+func TestNobodyWaitsForAnIdleLink(t *testing.T) {
+	const rate = 4 << 20
+	for name, c := range map[string]struct {
+		share float64 // of the rate, that the others carry
+		known bool
+		wait  time.Duration
+	}{
+		"busy":         {share: 0.9, known: true, wait: time.Second},
+		"slow":         {share: 0.2, known: true, wait: idle},
+		"unknown rate": {share: 0.2, wait: time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var s streams
+				img := &image{delta: emptyImage(t)}
+				st := s.open("r", "worker", img, &delta.Plan{Hot: 1})
+				other := s.open("r", "worker", img, &delta.Plan{Hot: 1})
+				p := &pacer{}
+				if c.known {
+					p.rate = rate
+				}
+				st.wrote(0, p)
+				st.sent.Store(2 * lead)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				var others sync.WaitGroup
+				defer func() { cancel(); others.Wait() }()
+				others.Go(func() {
+					for ctx.Err() == nil {
+						time.Sleep(turn)
+						other.wrote(int(c.share*rate*turn.Seconds()), nil)
+					}
+				})
+				began := time.Now()
+				s.wait(ctx, st)
+				if took := time.Since(began); took < c.wait || took > c.wait+turn {
+					t.Errorf("waited for %v, want %v", took, c.wait)
 				}
 			})
 		})
