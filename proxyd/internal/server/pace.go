@@ -22,6 +22,7 @@ type pacer struct {
 	link    link
 	looked  time.Time
 	rate    float64   // of the link, lately
+	settled bool      // BBR takes that for what the way carries
 	best    float64   // rate, when it last grew
 	grew    time.Time // when that was
 	limited bool
@@ -34,6 +35,8 @@ type link interface {
 	state() (linkState, bool)
 	// limit has the kernel send no more than so many bytes a second.
 	limit(rate uint32)
+	// search has BBR look for the rate of the way anew.
+	search()
 	// hold has the kernel take no more than so many bytes that cannot be sent yet.
 	hold(bytes int)
 }
@@ -69,7 +72,7 @@ func (p *pacer) look(now time.Time) {
 		p.link = nil
 		return
 	}
-	p.rate = s.rate
+	p.rate, p.settled = s.rate, !s.searching
 	if n := max(minBuffer, min(int(s.rate*bufferTime.Seconds()), maxBuffer)); n > p.buffer*5/4 {
 		p.buffer = n
 		p.link.hold(n)
@@ -98,6 +101,17 @@ func (p *pacer) look(now time.Time) {
 	default:
 		p.link.limit(rate32(s.rate))
 	}
+}
+
+// search has BBR find the rate of the way again. On one that others were using when the
+// connection was new, it may have taken its share for all there is; then it asks for a
+// quarter more in every eighth round trip, which takes seconds.
+func (p *pacer) search() {
+	if p.link == nil || !p.settled {
+		return
+	}
+	p.link.search()
+	p.best, p.grew, p.settled = 0, time.Now(), false
 }
 
 func rate32(r float64) uint32 { return uint32(max(64<<10, min(r, unlimited-1))) }
@@ -172,6 +186,17 @@ func (l tcpLink) hold(bytes int) {
 	// If it fails, all is as it was.
 	_ = l.raw.Control(func(fd uintptr) {
 		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
+	})
+}
+
+// search takes BBR away and gives it back: it begins anew then, with the window that the
+// connection has (tcp_cong.c: tcp_reinit_congestion_control).
+func (l tcpLink) search() {
+	_ = l.raw.Control(func(fd uintptr) {
+		for _, name := range []string{"reno", "bbr"} {
+			// If the first fails, all is as it was; the second was allowed before.
+			_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, name)
+		}
 	})
 }
 

@@ -11,9 +11,11 @@ type fakeLink struct {
 	other  bool // is steered by something else
 	limits []uint32
 	held   int
+	found  int // searches
 }
 
 func (l *fakeLink) state() (linkState, bool) { return l.linkState, !l.other }
+func (l *fakeLink) search()                  { l.found++ }
 func (l *fakeLink) hold(n int)               { l.held = n }
 func (l *fakeLink) limit(rate uint32)        { l.limits = append(l.limits, rate) }
 
@@ -44,6 +46,13 @@ func TestPacer(t *testing.T) {
 	step("there is none", linkState{10e6, 101 * ms, 100 * ms, true, 0}, 12.5e6)
 	step("BBR has found the rate", linkState{11e6, 105 * ms, 100 * ms, false, 0}, unlimited)
 	step("and goes on", linkState{11e6, 140 * ms, 100 * ms, false, 0}, 0)
+	p.search()
+	p.search() // it does already
+	if l.found != 1 {
+		t.Errorf("%d searches, want one", l.found)
+	}
+	step("BBR searches anew", linkState{2e6, 190 * ms, 100 * ms, true, 0}, 0)
+	step("and has found the rate", linkState{11e6, 105 * ms, 100 * ms, false, 0}, 0)
 	p.look(now.Add(glance / 2))
 	step("a way of another kind", linkState{}, 0)
 	if want := int(10e6 * bufferTime.Seconds()); l.held != want {

@@ -39,6 +39,9 @@ type stream struct {
 
 	carried atomic.Int64 // bytes that the connection has taken
 	rate    atomic.Int64 // that it has carried, bytes a second; 0: unknown
+	settled atomic.Bool  // it will stay at that rate for a while
+	search  atomic.Bool  // it should look for a better one
+	hurried time.Time    // when search was set last; streams.mu guards it
 }
 
 // open registers a stream of the objects of a plan.
@@ -110,6 +113,8 @@ const (
 	landing = 10 * time.Second
 	// idle is how long a link must have been idle by half before who waits goes on.
 	idle = 150 * time.Millisecond
+	// patience is how long a connection has time to find a better rate.
+	patience = time.Second
 	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
 	leadTime = 50
 )
@@ -163,9 +168,14 @@ func (s *streams) ahead(st *stream) bool {
 func (st *stream) wrote(n int, p *pacer) {
 	st.carried.Add(int64(n))
 	st.moved.Store(time.Now().UnixNano())
-	if p != nil {
-		st.rate.Store(int64(p.rate))
+	if p == nil {
+		return
 	}
+	if st.search.CompareAndSwap(true, false) {
+		p.search()
+	}
+	st.rate.Store(int64(p.rate))
+	st.settled.Store(p.settled)
 }
 
 // use is what the streams to a worker have carried so far, and what the fastest of them
@@ -182,11 +192,26 @@ func (s *streams) use(worker string) (carried, rate int64) {
 	return carried, rate
 }
 
+// hurry has the others that st waits for look for a better rate, if that of theirs is far
+// from what the link carries. It tells whether there is something to wait for.
+func (s *streams) hurry(st *stream, rate int64) (better bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.others(st) {
+		if o.settled.Load() && o.rate.Load() < rate/2 && time.Since(o.hurried) > patience {
+			o.hurried = time.Now()
+			o.search.Store(true)
+			better = true
+		}
+	}
+	return better
+}
+
 // pause is delta.Steer.Pause for a stream: images that are pulled together get what their
 // starts read side by side, so that each is useful soon, and the rest of all comes after.
 // A new connection would not get its share of the link from one that fills it. But one
 // that finds its pace slowly, or has lost some packets, leaves the link idle, which helps
-// nobody: then who waits sends something.
+// nobody: then it looks for its pace again, or who waits sends something.
 func (s *streams) pause(st *stream, item, size int) func(context.Context) {
 	switch {
 	case item >= st.plan.Hot:
@@ -212,7 +237,7 @@ func (s *streams) wait(ctx context.Context, st *stream) {
 	for s.ahead(st) {
 		if took := time.Since(since); took >= idle {
 			carried, rate := s.use(st.worker)
-			if rate > 0 && float64(carried-before) < float64(rate)*took.Seconds()/2 {
+			if rate > 0 && float64(carried-before) < float64(rate)*took.Seconds()/2 && !s.hurry(st, rate) {
 				return
 			}
 			since, before = time.Now(), carried

@@ -50,12 +50,15 @@ func TestStreamsAreKnownUntilTheyHaveArrived(t *testing.T) {
 func TestNobodyWaitsForAnIdleLink(t *testing.T) {
 	const rate = 4 << 20
 	for name, c := range map[string]struct {
-		share float64 // of the rate, that the others carry
-		known bool
-		wait  time.Duration
+		share  float64 // of the rate, that the others carry
+		known  bool
+		stuck  bool // at that
+		wait   time.Duration
+		search bool
 	}{
 		"busy":         {share: 0.9, known: true, wait: time.Second},
 		"slow":         {share: 0.2, known: true, wait: idle},
+		"stuck":        {share: 0.2, known: true, stuck: true, wait: 2 * idle, search: true},
 		"unknown rate": {share: 0.2, wait: time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -70,6 +73,7 @@ func TestNobodyWaitsForAnIdleLink(t *testing.T) {
 				}
 				st.wrote(0, p)
 				st.sent.Store(2 * lead)
+				other.wrote(0, &pacer{rate: c.share * rate, settled: c.stuck})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				var others sync.WaitGroup
 				defer func() { cancel(); others.Wait() }()
@@ -83,6 +87,9 @@ func TestNobodyWaitsForAnIdleLink(t *testing.T) {
 				s.wait(ctx, st)
 				if took := time.Since(began); took < c.wait || took > c.wait+turn {
 					t.Errorf("waited for %v, want %v", took, c.wait)
+				}
+				if got := other.search.Load(); got != c.search {
+					t.Errorf("the other is to search for a better rate: %v, want %v", got, c.search)
 				}
 			})
 		})
