@@ -105,7 +105,9 @@ func (p *pacer) look(now time.Time) {
 
 // search has BBR find the rate of the way again. On one that others were using when the
 // connection was new, it may have taken its share for all there is; then it asks for a
-// quarter more in every eighth round trip, which takes seconds.
+// quarter more in every eighth round trip, which takes seconds. And if a full queue made it
+// lose much, it stays for 48 round trips at what came through (tcp_bbr.c:
+// bbr_lt_bw_sampling).
 func (p *pacer) search() {
 	if p.link == nil || !p.settled {
 		return

@@ -37,11 +37,13 @@ type stream struct {
 	sent   atomic.Int64 // bytes of what is hot, from where the others were when it began
 	time   atomic.Int64 // of what it sends, in the traces of its group, in milliseconds
 
-	carried atomic.Int64 // bytes that the connection has taken
-	rate    atomic.Int64 // that it has carried, bytes a second; 0: unknown
-	settled atomic.Bool  // it will stay at that rate for a while
-	search  atomic.Bool  // it should look for a better one
-	hurried time.Time    // when search was set last; streams.mu guards it
+	carried atomic.Int64  // bytes that the connection has taken
+	rate    atomic.Int64  // that it carries lately, bytes a second; 0: unknown
+	best    atomic.Int64  // of all rates
+	settled atomic.Bool   // it will stay at that rate for a while
+	search  atomic.Bool   // it should look for a better one
+	hurried time.Time     // when search was set last; streams.mu guards it and the next one
+	again   time.Duration // not before
 }
 
 // open registers a stream of the objects of a plan.
@@ -175,31 +177,33 @@ func (st *stream) wrote(n int, p *pacer) {
 		p.search()
 	}
 	st.rate.Store(int64(p.rate))
+	st.best.Store(max(st.best.Load(), int64(p.rate)))
 	st.settled.Store(p.settled)
 }
 
 // use is what the streams to a worker have carried so far, and what the fastest of them
-// can carry in a second; 0 if that is unknown.
+// has carried in a second; 0 if that is unknown.
 func (s *streams) use(worker string) (carried, rate int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range s.m {
 		if st.worker == worker {
 			carried += st.carried.Load()
-			rate = max(rate, st.rate.Load())
+			rate = max(rate, st.best.Load())
 		}
 	}
 	return carried, rate
 }
 
-// hurry has the others that st waits for look for a better rate, if that of theirs is far
-// from what the link carries. It tells whether there is something to wait for.
+// hurry has the others that st waits for look for a better rate, if theirs is far from the
+// rate that the link has carried. It tells whether there is something to wait for. If the
+// link has become slower, they look in vain, so they do that less and less often.
 func (s *streams) hurry(st *stream, rate int64) (better bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.others(st) {
-		if o.settled.Load() && o.rate.Load() < rate/2 && time.Since(o.hurried) > patience {
-			o.hurried = time.Now()
+		if o.settled.Load() && o.rate.Load() < rate*3/4 && time.Since(o.hurried) > o.again {
+			o.hurried, o.again = time.Now(), max(patience, 2*o.again)
 			o.search.Store(true)
 			better = true
 		}
@@ -237,7 +241,8 @@ func (s *streams) wait(ctx context.Context, st *stream) {
 	for s.ahead(st) {
 		if took := time.Since(since); took >= idle {
 			carried, rate := s.use(st.worker)
-			if rate > 0 && float64(carried-before) < float64(rate)*took.Seconds()/2 && !s.hurry(st, rate) {
+			used := float64(carried-before) / took.Seconds() / max(float64(rate), 1)
+			if rate > 0 && used < 0.75 && !s.hurry(st, rate) && used < 0.5 {
 				return
 			}
 			since, before = time.Now(), carried
