@@ -38,7 +38,7 @@ func CPU(pid int) (time.Duration, error) {
 }
 
 // Runnable tells whether a thread of a process runs or waits for a processor, which
-// on a busy machine uses no time.
+// on a busy machine uses no time, or has a child process.
 func Runnable(pid int) (bool, error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	if err != nil {
@@ -50,6 +50,25 @@ func Runnable(pid int) (bool, error) {
 			continue // it has ended
 		}
 		if state := bytes.TrimSpace(b[bytes.LastIndexByte(b, ')')+1:]); len(state) > 0 && state[0] == 'R' {
+			return true, nil
+		}
+	}
+	return parent(pid)
+}
+
+// parent tells whether a process has children.
+func parent(pid int) (bool, error) {
+	all, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		return false, err
+	}
+	for _, p := range all {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue // it has ended
+		}
+		const ppid = 1 // counted from the state
+		if f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:]); len(f) > ppid && string(f[ppid]) == strconv.Itoa(pid) {
 			return true, nil
 		}
 	}

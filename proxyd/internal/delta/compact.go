@@ -6,9 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
-	"sync"
-
-	"github.com/klauspost/compress/zstd"
 
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
@@ -23,27 +20,15 @@ const (
 	coldFrom  = 8 << 20
 )
 
-// strong compresses well and slowly: some 10 to 20 MB/s.
-var strong = sync.Pool{New: func() any {
-	enc, err := zstd.NewWriter(nil,
-		zstd.WithEncoderConcurrency(1),
-		zstd.WithWindowSize(coldFrame),
-		zstd.WithEncoderCRC(false), // every object has its sha256
-		zstd.WithEncoderLevel(zstd.SpeedBestCompression))
-	if err != nil {
-		panic(err) // the options are constants
-	}
-	return enc
-}}
+// Compress appends src as one zstd frame to dst.
+type Compress func(ctx context.Context, dst, src []byte) ([]byte, error)
 
-// WriteFrames writes the frames of a plan, compressed as well as may be, to w.
-// turn is called before each frame: it returns when there is time for it, and the
-// function to be called when it is done.
-func WriteFrames(ctx context.Context, w io.Writer, img *Image, p *Plan, packs Packs, turn func(context.Context) (func(), error)) error {
+// WriteFrames writes the frames of a plan, which compress makes, to w.
+func WriteFrames(ctx context.Context, w io.Writer, img *Image, p *Plan, packs Packs, compress Compress) error {
 	if _, err := io.WriteString(w, framesMagic); err != nil {
 		return err
 	}
-	c := &compactor{img: img, packs: packs, w: w, turn: turn, machine: map[uint32]wire.Kind{}, target: firstSolid}
+	c := &compactor{img: img, packs: packs, w: w, compress: compress, machine: map[uint32]wire.Kind{}, target: firstSolid}
 	var cool int64
 	for i, it := range p.Items {
 		if i == p.Hot {
@@ -80,12 +65,12 @@ func WriteFrames(ctx context.Context, w io.Writer, img *Image, p *Plan, packs Pa
 }
 
 type compactor struct {
-	img     *Image
-	packs   Packs
-	w       io.Writer
-	turn    func(context.Context) (func(), error)
-	machine map[uint32]wire.Kind // of the objects that come in pieces
-	target  int
+	img      *Image
+	packs    Packs
+	w        io.Writer
+	compress Compress
+	machine  map[uint32]wire.Kind // of the objects that come in pieces
+	target   int
 
 	entries []wire.Piece // of the frame under way
 	plain   []byte
@@ -147,14 +132,10 @@ func (c *compactor) flush(ctx context.Context) error {
 	if len(c.entries) == 0 {
 		return nil
 	}
-	done, err := c.turn(ctx)
-	if err != nil {
+	var err error
+	if c.z, err = c.compress(ctx, c.z[:0], c.plain); err != nil {
 		return err
 	}
-	enc := strong.Get().(*zstd.Encoder)
-	c.z = enc.EncodeAll(c.plain, c.z[:0])
-	strong.Put(enc)
-	done()
 	out, compressed := c.z, uint64(1)
 	if len(out) >= len(c.plain) {
 		out, compressed = c.plain, 0

@@ -12,6 +12,8 @@ import (
 	"os"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -20,12 +22,19 @@ type memFile struct{ *bytes.Reader }
 
 func (memFile) Close() error { return nil }
 
-func noTurn(context.Context) (func(), error) { return func() {}, nil }
+// compress is what there is without the zstd program.
+func compress(_ context.Context, dst, src []byte) ([]byte, error) {
+	enc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedBestCompression))
+	if err != nil {
+		return nil, err
+	}
+	return enc.EncodeAll(src, dst), enc.Close()
+}
 
 func framesOf(t testing.TB, f *fixture, order Order) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := WriteFrames(t.Context(), &b, f.img, Make(f.img, nil, order), f.packs, noTurn); err != nil {
+	if err := WriteFrames(t.Context(), &b, f.img, Make(f.img, nil, order), f.packs, compress); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -195,7 +204,7 @@ func BenchmarkWriteFrames(b *testing.B) {
 	p := Make(f.img, nil, Order{})
 	b.SetBytes(p.Bytes)
 	for b.Loop() {
-		if err := WriteFrames(b.Context(), io.Discard, f.img, p, f.packs, noTurn); err != nil {
+		if err := WriteFrames(b.Context(), io.Discard, f.img, p, f.packs, compress); err != nil {
 			b.Fatal(err)
 		}
 	}

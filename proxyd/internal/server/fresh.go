@@ -20,12 +20,12 @@ const maxFresh = 64
 // fresh compresses images as well as may be, one at a time and beside everything
 // else, and keeps the frames in the blob store: the next fresh pull is sent these.
 type fresh struct {
-	l       *library
-	encoder *delta.Encoder
-	files   *cache[toc.Digest, *framesFile] // by manifest
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	queue   chan *image
+	l        *library
+	compress delta.Compress
+	files    *cache[toc.Digest, *framesFile] // by manifest
+	cancel   context.CancelFunc
+	wg       sync.WaitGroup
+	queue    chan *image
 
 	mu     sync.Mutex
 	queued map[toc.Digest]bool // guarded by mu: waiting, done, or failed in this process
@@ -37,10 +37,10 @@ type framesFile struct {
 	refs
 }
 
-func newFresh(l *library, encoder *delta.Encoder) *fresh {
+func newFresh(l *library, compress delta.Compress) *fresh {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &fresh{
-		l: l, encoder: encoder, cancel: cancel, queue: make(chan *image, maxFresh), queued: map[toc.Digest]bool{},
+		l: l, compress: compress, cancel: cancel, queue: make(chan *image, maxFresh), queued: map[toc.Digest]bool{},
 		files: newCache[toc.Digest](l.cfg.Limits.CacheBytes/6, func(f *framesFile) { f.release() }),
 	}
 	f.wg.Go(func() { f.run(ctx) })
@@ -117,7 +117,7 @@ func (f *fresh) run(ctx context.Context) {
 	for {
 		select {
 		case im := <-f.queue:
-			if err := background.Guard(func() error { return f.compress(ctx, im) })(); err != nil && ctx.Err() == nil {
+			if err := background.Guard(func() error { return f.make(ctx, im) })(); err != nil && ctx.Err() == nil {
 				f.l.cfg.Log.Warn("image is not compressed for fresh pulls", "digest", im.manifest.String(), "error", err.Error())
 			}
 		case <-ctx.Done():
@@ -126,8 +126,8 @@ func (f *fresh) run(ctx context.Context) {
 	}
 }
 
-// compress makes the frames of an image and stores them.
-func (f *fresh) compress(ctx context.Context, im *image) error {
+// make makes the frames of an image and stores them.
+func (f *fresh) make(ctx context.Context, im *image) error {
 	order, err := f.l.current(ctx, im)
 	if err != nil {
 		return err
@@ -139,7 +139,7 @@ func (f *fresh) compress(ctx context.Context, im *image) error {
 	packs := f.l.packSet(im.packKeys())
 	defer packs.close()
 	buf := bufio.NewWriterSize(w, 1<<20)
-	err = delta.WriteFrames(ctx, buf, im.delta, delta.Make(im.delta, nil, order), packs.pack, f.encoder.Turn)
+	err = delta.WriteFrames(ctx, buf, im.delta, delta.Make(im.delta, nil, order), packs.pack, f.compress)
 	if err == nil {
 		err = buf.Flush()
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/starlight-delta/starlight/proxyd/internal/delta"
 	"github.com/starlight-delta/starlight/proxyd/internal/meta"
 	"github.com/starlight-delta/starlight/proxyd/internal/registry"
+	"github.com/starlight-delta/starlight/proxyd/internal/strong"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -53,7 +54,7 @@ func New(cfg Config) *Server {
 		reports:  make(slots, maxReports),
 	}
 	if cfg.Fresh {
-		s.fresh = newFresh(s.library, s.encoder)
+		s.fresh = newFresh(s.library, strong.New(s.encoder.Turn, cfg.Log).Compress)
 	}
 	for _, t := range cfg.Tokens {
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(t)))
