@@ -29,7 +29,8 @@ type Config struct {
 	DB string `toml:"db"`
 	// DBFile names a file with the URL, to keep its password out of DB.
 	DBFile string `toml:"db_file"`
-	// Precompress makes images smaller for fresh pulls, in the background. It takes
+	// Precompress makes images smaller for fresh pulls, in the background, with the zstd
+	// program where there is one. It takes
 	// about as much space in DataDir as the images compressed.
 	Precompress bool `toml:"precompress"`
 	// Drain is how long requests may go on after SIGTERM.
