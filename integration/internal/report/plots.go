@@ -132,14 +132,18 @@ func (p *plots) byImage(phase string) {
 	slices.SortFunc(images, func(a, b string) int {
 		return cmp.Compare(p.bytes[pair{a, phase}].Registry, p.bytes[pair{b, phase}].Registry)
 	})
-	kinds := []struct {
+	type kind struct {
 		name string
 		of   func(Bytes) int64
-	}{
+	}
+	kinds := []kind{
 		{"layers of the registry", func(b Bytes) int64 { return b.Registry }},
 		{"files, gzip -9", func(b Bytes) int64 { return b.Dedup }},
 		{"Starlight at once", func(b Bytes) int64 { return b.AtOnce.Total() }},
 		{"Starlight, precomputed", func(b Bytes) int64 { return b.Precomputed.Total() }},
+	}
+	if phase == Update {
+		kinds = slices.Insert(kinds, 3, kind{"… on the slow link", func(b Bytes) int64 { return b.Slow.Total() }})
 	}
 	pl := newPlot("Bytes over the link, "+phase, "", "MB")
 	const mega = 1e6
