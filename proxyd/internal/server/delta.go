@@ -360,7 +360,9 @@ func (b *bundle) head(ctx context.Context, im *image, h *wire.Header, bases []*l
 func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches *patching, st *stream) error {
 	packs := b.s.library.packSet(im.packKeys())
 	defer packs.close()
-	b.w.stream = st
+	if !b.dry {
+		b.w.stream = st
+	}
 	var skipped []delta.Item
 	skip := func(object uint32, piece int) bool {
 		st.moved.Store(time.Now().UnixNano())
