@@ -37,9 +37,9 @@ func CPU(pid int) (time.Duration, error) {
 	return time.Duration(sum) * tick, nil
 }
 
-// Runnable tells whether a thread of a process runs or waits for a processor, which
+// Busy tells whether a thread of a process runs or waits for a processor, which
 // on a busy machine uses no time, or has a child process.
-func Runnable(pid int) (bool, error) {
+func Busy(pid int) (bool, error) {
 	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	if err != nil {
 		return false, err

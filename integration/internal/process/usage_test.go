@@ -23,8 +23,8 @@ func TestUsageOfThisProcess(t *testing.T) {
 			break
 		}
 	}
-	if r, err := Runnable(pid); err != nil || !r {
-		t.Errorf("got runnable %v, %v of a process that runs, want true", r, err)
+	if r, err := Busy(pid); err != nil || !r {
+		t.Errorf("got busy %v, %v of a process that runs, want true", r, err)
 	}
 	const some = 64 << 20
 	b := make([]byte, some)
@@ -36,7 +36,7 @@ func TestUsageOfThisProcess(t *testing.T) {
 	}
 }
 
-func TestNotRunnable(t *testing.T) {
+func TestNotBusy(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -48,7 +48,7 @@ func TestNotRunnable(t *testing.T) {
 	}
 	// A process that waits for its input comes to rest.
 	for deadline := time.Now().Add(time.Minute); ; {
-		busy, err := Runnable(p.PID())
+		busy, err := Busy(p.PID())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -56,8 +56,11 @@ func TestNotRunnable(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("a process that waits for input is runnable for a minute")
+			t.Fatal("a process that waits for input is busy for a minute")
 		}
+	}
+	if busy, err := parent(os.Getpid()); err != nil || !busy {
+		t.Errorf("got %v, %v of a process with a child, want true", busy, err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)

@@ -260,7 +260,7 @@ func Idle(ctx context.Context, p *process.Process) error {
 		if err != nil {
 			return err
 		}
-		waits, err := process.Runnable(p.PID())
+		waits, err := process.Busy(p.PID())
 		if err != nil {
 			return err
 		}

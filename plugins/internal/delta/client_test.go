@@ -462,6 +462,32 @@ func TestObjects(t *testing.T) {
 	}
 }
 
+// What comes on streams says that they flow, what is asked for urgently does not.
+func TestStreamed(t *testing.T) {
+	c := serve(t, func(_ http.ResponseWriter, _ *http.Request, w *wire.Writer) { _ = w.End() })
+	began := time.Now()
+	urgent, err := c.Objects(t.Context(), wire.ObjectsRequest{Ref: "r/a@x", Platform: "linux/amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer urgent.Close()
+	if _, err := urgent.Next(); err != nil {
+		t.Fatal(err)
+	}
+	if at := c.Streamed(); at.After(began) {
+		t.Errorf("an answer to Objects is a stream, at %v", at)
+	}
+	stream, err := c.Delta(t.Context(), wire.DeltaRequest{Ref: "r/a:x", Platform: "linux/amd64"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	_, _ = stream.Next() // whatever it is, it came
+	if at := c.Streamed(); !at.After(began) {
+		t.Errorf("nothing was streamed since %v", at)
+	}
+}
+
 // TestKeepWarm: pings go on while the proxyd is used, and stop after that.
 func TestKeepWarm(t *testing.T) {
 	pings := make(chan struct{}, 1000)

@@ -286,7 +286,7 @@ func (b *bundle) send(ctx context.Context, im *image) error {
 		}
 	}
 	err = b.out.End()
-	whole = err == nil && !b.req.HeaderOnly
+	whole = err == nil && !b.req.HeaderOnly && !b.dry // a dry run is on no link
 	return err
 }
 

@@ -110,6 +110,8 @@ const (
 	// lead is by how many bytes a stream may be ahead of others: enough for the link to
 	// be full while a new connection finds its pace.
 	lead = 4 << 20
+	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
+	leadTime = 50
 	// landing is how long what was sent may take to arrive: some buffers of the network at
 	// the pace of a slow link. Who waits for longer asks again, for itself alone.
 	landing = 10 * time.Second
@@ -117,8 +119,6 @@ const (
 	idle = 150 * time.Millisecond
 	// patience is how long a connection has time to find a better rate.
 	patience = time.Second
-	// leadTime is the same where traces tell when each thing is needed, in milliseconds.
-	leadTime = 50
 )
 
 // others lists the streams to the same worker that bring what a start is expected to
