@@ -73,7 +73,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	say("starting proxyd beside the registry; it reads the images")
+	say("starting proxyd beside the registry; it reads the images and compresses them, which takes a minute")
 	ours := system.Starlight{Binaries: bin}
 	refs := make([]string, len(versions))
 	for i, v := range versions {
