@@ -8,15 +8,15 @@ import (
 
 // Version of the protocol. It is in the routes and in the preamble of every
 // response. Routes of a version a proxyd does not speak answer 404.
-const Version = 2
+const Version = 3
 
 // Routes. Requests are POSTed as JSON, zstd-compressed with
 // Content-Encoding: zstd if they are larger than a packet.
 const (
-	RouteDelta   = "/v2/delta"   // DeltaRequest  → delta bundle (BundleType)
-	RouteObjects = "/v2/objects" // ObjectsRequest → delta bundle without header
-	RouteBlob    = "/v2/blob"    // BlobRequest   → the raw bytes of a layer, config or manifest
-	RoutePing    = "/v2/ping"    // GET → Ping as JSON, and FillParam
+	RouteDelta   = "/v3/delta"   // DeltaRequest  → delta bundle (BundleType)
+	RouteObjects = "/v3/objects" // ObjectsRequest → delta bundle without header
+	RouteBlob    = "/v3/blob"    // BlobRequest   → the raw bytes of a layer, config or manifest
+	RoutePing    = "/v3/ping"    // GET → Ping as JSON, and FillParam
 )
 
 // FillParam is a parameter of RoutePing: about so many bytes of white space, at most MaxFill,

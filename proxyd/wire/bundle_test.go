@@ -381,7 +381,7 @@ func TestReaderRefuses(t *testing.T) {
 		})
 	}
 	for name, b := range map[string]string{
-		"magic": "SLDC\x02\x00\x00\x00", "reserved": "SLDB\x02\x00\x01\x00", "html": "<html><body>",
+		"magic": "SLDC\x03\x00\x00\x00", "reserved": "SLDB\x03\x00\x01\x00", "html": "<html><body>",
 		"header in objects": preamble + plain, "progress in objects": preamble + progress,
 	} {
 		if err := drain(NewObjectsReader(strings.NewReader(b))); !errors.Is(err, toc.ErrInvalid) {

@@ -67,7 +67,7 @@ func (k Kinds) Has(want Kinds) bool { return k&want == want }
 const flagCompressed = 1
 
 // preamble opens every bundle.
-const preamble = "SLDB\x02\x00\x00\x00"
+const preamble = "SLDB\x03\x00\x00\x00"
 
 // ErrTruncated is wrapped by the errors about bundles that were cut off.
 var ErrTruncated = errors.New("bundle is cut off")

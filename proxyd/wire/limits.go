@@ -1,5 +1,10 @@
 package wire
 
+import (
+	"github.com/starlight-delta/starlight/proxyd/wire/patch"
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
 // Limits of the protocol. A reader refuses what is over them before it
 // allocates anything.
 const (
@@ -23,3 +28,11 @@ const (
 	MaxTop       = 256  // files in a Plan
 	MaxPath      = 1024 // bytes of a path in a Plan
 )
+
+// longest is how many bytes an entry of a data frame may have.
+func longest(k Kind) int {
+	if k == KindBase {
+		return patch.MaxHead
+	}
+	return toc.PieceSize
+}

@@ -7,7 +7,7 @@ import (
 )
 
 // RoutePlan takes a PlanRequest and answers with a bundle of progress and a plan.
-const RoutePlan = "/v2/plan"
+const RoutePlan = "/v3/plan"
 
 // PlanRequest asks what a DeltaRequest would bring.
 type PlanRequest struct {

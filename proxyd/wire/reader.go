@@ -319,7 +319,7 @@ func (r *Reader) parseData(d *Data, compressed bool) error {
 		} else {
 			p.Piece = uint32(in.next(toc.MaxObjectSize / toc.PieceSize))
 		}
-		p.Length = int(in.next(toc.PieceSize))
+		p.Length = int(in.next(uint64(longest(p.Kind))))
 		switch {
 		case in.bad, p.Length == 0 && p.Kind != KindBase:
 			return invalid("data frame has a malformed index")

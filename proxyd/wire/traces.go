@@ -7,7 +7,7 @@ import (
 )
 
 // RouteTraces takes a TraceRequest and answers with a TraceResponse as JSON.
-const RouteTraces = "/v2/traces"
+const RouteTraces = "/v3/traces"
 
 // Limits of reports.
 const (

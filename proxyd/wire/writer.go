@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-
-	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // Writer writes a bundle. The caller keeps the order of frames; the first error
@@ -95,7 +93,7 @@ func (w *Writer) Data(index []Piece, contents []byte, compressed bool) error {
 			ix = binary.AppendUvarint(ix, uint64(p.Piece))
 		}
 		ix = binary.AppendUvarint(ix, uint64(p.Length))
-		if p.Length < least || p.Length > toc.PieceSize {
+		if p.Length < least || p.Length > longest(p.Kind) {
 			return w.fail(invalid("piece of %d bytes", p.Length))
 		}
 		sum += p.Length

@@ -7,6 +7,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
 // Images lists them all. Layers name the directories that they change, as those of
@@ -238,7 +240,7 @@ func (l *layer) gnu(name, content string) {
 
 func sparse(l *layer) {
 	l.root()
-	const piece = 1 << 20
+	const piece = toc.PieceSize
 	l.sparse("holes", 3*piece+5, map[int64]string{0: "start", piece - 2: "over a piece's end", 3*piece + 1: "end!"}, 0, piece-2, 3*piece+1)
 	l.sparse("all-hole", 2*piece, nil)
 	// More than 4 GiB: what 32 bits cannot count.
@@ -249,8 +251,8 @@ func sparse(l *layer) {
 // big has files around the sizes at which objects are cut into pieces.
 func big(l *layer) {
 	l.root()
-	const piece = 1 << 20
-	for _, n := range []int{1, 4095, 4096, 4097, piece - 1, piece, piece + 1, 3 * piece, 3*piece + 17} {
+	const piece = toc.PieceSize
+	for _, n := range []int{1, 4095, 4096, 4097, piece - 1, piece, piece + 1, 3 * piece, 3*piece + 17, 13*piece + 5} {
 		b := make([]byte, n)
 		x := uint32(n)
 		for i := range b {

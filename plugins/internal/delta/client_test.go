@@ -69,7 +69,7 @@ func TestRefusals(t *testing.T) {
 		}, ErrProtocol, false, ""},
 		{"truncated", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", wire.BundleType)
-			_, _ = io.WriteString(w, "SLDB\x02")
+			_, _ = io.WriteString(w, "SLDB\x03")
 		}, wire.ErrTruncated, true, ""},
 		{"not a bundle", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", wire.BundleType)
@@ -78,7 +78,7 @@ func TestRefusals(t *testing.T) {
 		{"connection cut", func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, errdefs.ErrUnavailable, true, ""},
 		{"cut in the body", func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", wire.BundleType)
-			_, _ = io.WriteString(w, "SLDB\x02\x00\x00\x00")
+			_, _ = io.WriteString(w, "SLDB\x03\x00\x00\x00")
 			_ = http.NewResponseController(w).Flush()
 			panic(http.ErrAbortHandler)
 		}, nil, true, ""},
@@ -127,7 +127,7 @@ func TestNobodyListens(t *testing.T) {
 // TestStalled covers a proxyd that falls silent before the response, before the
 // header, and in the middle of a frame.
 func TestStalled(t *testing.T) {
-	for _, say := range []string{"", "SLDB\x02\x00\x00\x00", "SLDB\x02\x00\x00\x00\x03\x00\x90\x02{"} {
+	for _, say := range []string{"", "SLDB\x03\x00\x00\x00", "SLDB\x03\x00\x00\x00\x03\x00\x90\x02{"} {
 		t.Run(fmt.Sprintf("after %d bytes", len(say)), func(t *testing.T) {
 			t.Parallel()
 			release := make(chan struct{})
@@ -336,7 +336,7 @@ func TestPing(t *testing.T) {
 		name, body string
 		is         error
 	}{
-		{"good", `{"version":"1","protocol":2}`, nil},
+		{"good", `{"version":"1","protocol":3}`, nil},
 		{"newer", `{"version":"9","protocol":9}`, ErrProtocol},
 		{"not JSON", `<html>`, ErrProtocol},
 		{"huge", `{"version":"` + strings.Repeat("x", maxPing) + `"}`, ErrProtocol},

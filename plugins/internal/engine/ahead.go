@@ -8,10 +8,10 @@ import (
 const (
 	// maxAhead bounds the pieces that one request asks for beyond those that a
 	// reader waits for: 16 MiB are two seconds of 100 Mbit/s at a usual compression.
-	maxAhead = 16
+	maxAhead = 16 << 20 / toc.PieceSize
 	// soon is how many pieces may be between the one that a stream brought last
 	// and one that it will bring without being asked.
-	soon = 2
+	soon = 4
 )
 
 // pieceRange is the pieces of an object that hold the bytes [off, off+n).

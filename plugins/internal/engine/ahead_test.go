@@ -8,7 +8,7 @@ import (
 )
 
 func TestReadersGetMoreTheLongerTheyRead(t *testing.T) {
-	const pieces = 60
+	const pieces = 240
 	o := toc.Object{Size: pieces*toc.PieceSize - 5, Pieces: make([]toc.Digest, pieces)}
 	tests := map[string][]struct {
 		off, n int64
@@ -20,8 +20,10 @@ func TestReadersGetMoreTheLongerTheyRead(t *testing.T) {
 			{3 * toc.PieceSize, 4096, wire.Range{First: 3, Pieces: 4}},
 			{7 * toc.PieceSize, 4096, wire.Range{First: 7, Pieces: 8}},
 			{15 * toc.PieceSize, 4096, wire.Range{First: 15, Pieces: 16}},
-			{31 * toc.PieceSize, 4096, wire.Range{First: 31, Pieces: 16}},
-			{47 * toc.PieceSize, 4096, wire.Range{First: 47, Pieces: 13}},
+			{31 * toc.PieceSize, 4096, wire.Range{First: 31, Pieces: 32}},
+			{63 * toc.PieceSize, 4096, wire.Range{First: 63, Pieces: 64}},
+			{127 * toc.PieceSize, 4096, wire.Range{First: 127, Pieces: 64}},
+			{191 * toc.PieceSize, 4096, wire.Range{First: 191, Pieces: 49}},
 		},
 		"here and there": {
 			{9 * toc.PieceSize, 1, wire.Range{First: 9, Pieces: 1}},
@@ -49,7 +51,7 @@ func TestComingIsWhatComesNext(t *testing.T) {
 		t.Error("nothing streams, and yet it is coming")
 	}
 	e.streaming.Store(d, uint32(6))
-	for first, want := range map[uint32]bool{0: false, 6: false, 7: true, 8: true, 9: false} {
+	for first, want := range map[uint32]bool{0: false, 6: false, 7: true, 10: true, 11: false} {
 		if got := e.coming(d, wire.Range{First: first}); got != want {
 			t.Errorf("piece %d after 6: got %v, want %v", first, got, want)
 		}

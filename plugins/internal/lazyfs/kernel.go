@@ -37,8 +37,9 @@ const (
 	// maxRead is the largest read the kernel asks for.
 	maxRead = 1 << 20
 
-	// observedReadAhead is small: what is read ahead looks like what is needed.
-	observedReadAhead = 128 << 10
+	// readAhead is small: who reads a page waits for all that is read with it, and it
+	// looks like what is needed.
+	readAhead = 128 << 10
 
 	inHeaderSize  = int(unsafe.Sizeof(fuse.InHeader{}))
 	outHeaderSize = int(unsafe.Sizeof(fuse.OutHeader{}))
@@ -57,7 +58,7 @@ func structOf[T any](b []byte) (v T, ok bool) {
 
 // mountFuse mounts a new file system on dir and answers its FUSE_INIT. It returns
 // the descriptor of the connection, and whether requests can be sent again.
-func mountFuse(dir string, readAhead uint32) (fd int, resend bool, err error) {
+func mountFuse(dir string) (fd int, resend bool, err error) {
 	fd, err = unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, false, fmt.Errorf("open /dev/fuse (is the module fuse loaded?): %w", err)
@@ -67,7 +68,7 @@ func mountFuse(dir string, readAhead uint32) (fd int, resend bool, err error) {
 	if err != nil {
 		return -1, false, errors.Join(fmt.Errorf("mount fuse on %q: %w", dir, err), unix.Close(fd))
 	}
-	resend, err = answerInit(fd, readAhead)
+	resend, err = answerInit(fd)
 	if err != nil {
 		return -1, false, errors.Join(fmt.Errorf("fuse on %q: %w", dir, err), unix.Unmount(dir, unix.MNT_DETACH), unix.Close(fd))
 	}
@@ -76,7 +77,7 @@ func mountFuse(dir string, readAhead uint32) (fd int, resend bool, err error) {
 
 // answerInit reads the first request of a connection, which the kernel has sent
 // by the end of mount(2), and tells what we can do.
-func answerInit(fd int, readAhead uint32) (resend bool, err error) {
+func answerInit(fd int) (resend bool, err error) {
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	err = retry(func() error {
 		n, err := unix.Poll(poll, int((10 * time.Second).Milliseconds()))

@@ -157,11 +157,7 @@ func (s *Server) mount() error {
 	if err := os.MkdirAll(s.c.Dir, 0o700); err != nil {
 		return err
 	}
-	readAhead := uint32(maxRead)
-	if s.c.Observe != nil {
-		readAhead = observedReadAhead
-	}
-	fd, resend, err := mountFuse(s.c.Dir, readAhead)
+	fd, resend, err := mountFuse(s.c.Dir)
 	if err != nil {
 		return err
 	}

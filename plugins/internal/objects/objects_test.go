@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -572,7 +573,7 @@ func TestFullDisk(t *testing.T) {
 		t.Skip("mounting a tmpfs needs root")
 	}
 	root := t.TempDir()
-	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=3m"); err != nil {
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, fmt.Sprintf("size=%d", 3*toc.PieceSize)); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {

@@ -81,7 +81,7 @@ const (
 	// but in solid frames, in which they are smaller.
 	worthSmall = 60
 	// tried is how many pieces decide whether a patch is worth it.
-	tried = 3
+	tried = 3 << 20 / toc.PieceSize
 	// perPatch bounds the memory that a patch takes.
 	perPatch = 96 << 20
 )

@@ -46,7 +46,7 @@ type storedFrame struct {
 }
 
 const (
-	framesMagic   = "SLFRAME\x01"
+	framesMagic   = "SLFRAME\x02"
 	framesTrailer = 8 + sha256.Size
 	maxFrames     = 256 << 20 // bytes of an index
 )

@@ -93,6 +93,15 @@ func TestStreamOfFrames(t *testing.T) {
 			c := NewClaims(f.img, p)
 			w := newWorker()
 			w.tolerant = true
+			planned := map[uint32]bool{}
+			for _, it := range p.Items {
+				planned[it.Object] = true
+			}
+			for id := range f.img.Objects {
+				if !planned[uint32(id)] {
+					w.have[f.img.Objects[id].Digest] = nil
+				}
+			}
 			b := bundle(t, func(w *wire.Writer) error {
 				return Stream(t.Context(), w, f.img, p, f.packs, Steer{
 					Skip: c.Skip, Urgent: c.Urgent, Frames: &FrameSource{Frames: frames, Claims: c},

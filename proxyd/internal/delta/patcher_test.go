@@ -78,7 +78,7 @@ func TestNormalise(t *testing.T) {
 func updateFixture(t testing.TB, r *rand.Rand) (nw, old *fixture) {
 	t.Helper()
 	a, b := newLayer(), newLayer()
-	for i, size := range []int{100, 5000, 60_000, SmallObject, 900_000, 3*toc.PieceSize + 99, 70, 2000} {
+	for i, size := range []int{100, 5000, 60_000, SmallObject, toc.PieceSize - 1000, 3*toc.PieceSize + 99, 70, 2000} {
 		name := fmt.Sprintf("f%d", i)
 		c := make([]byte, size)
 		for j := range c {
@@ -374,7 +374,7 @@ func TestLinkRate(t *testing.T) {
 // A large object is waited for if all of it comes sooner as a patch: a little for each
 // piece adds up.
 func TestPatienceIsForTheWhole(t *testing.T) {
-	const pieces, stored = 55, 19_000_000
+	const pieces, stored = 220, 19_000_000
 	now := time.Now()
 	ms := func(n int) time.Time { return now.Add(-time.Duration(n) * time.Millisecond) }
 	for _, tt := range []struct {
@@ -385,12 +385,12 @@ func TestPatienceIsForTheWhole(t *testing.T) {
 		plain          bool
 	}{
 		{"a slow link, not begun", 12.5e6, 0, time.Time{}, time.Time{}, false},
-		{"a slow link, the first piece is there", 12.5e6, 1, ms(600), ms(0), false},
-		{"a slow link, more are", 12.5e6, 10, ms(700), ms(100), false},
-		{"a slow link and a slow processor", 12.5e6, 10, ms(3000), ms(1000), true},
+		{"a slow link, the first pieces are there", 12.5e6, 4, ms(600), ms(0), false},
+		{"a slow link, more are", 12.5e6, 40, ms(700), ms(100), false},
+		{"a slow link and a slow processor", 12.5e6, 40, ms(3000), ms(1000), true},
 		{"a fast link, not begun", 125e6, 0, time.Time{}, time.Time{}, true},
-		{"a fast link, the first piece is there", 125e6, 1, ms(600), ms(0), true},
-		{"a fast link, more are", 125e6, 10, ms(700), ms(100), true},
+		{"a fast link, the first pieces are there", 125e6, 4, ms(600), ms(0), true},
+		{"a fast link, more are", 125e6, 40, ms(700), ms(100), true},
 	} {
 		j := &job{
 			object: &toc.Object{Size: pieces * toc.PieceSize}, method: patch.HD, change: make(chan struct{}),

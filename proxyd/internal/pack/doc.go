@@ -3,7 +3,7 @@
 //
 // # Format
 //
-//	pack    = "SLPACK" version(1) 0 *frame index trailer
+//	pack    = "SLPACK" version(2) 0 *frame index trailer
 //	frame   = the bytes of a piece: one zstd frame, or as they are
 //	index   = frames(uvarint) *length objects(uvarint) *object
 //	length  = bytes of the frame << 1 | compressed (uvarint)

@@ -10,7 +10,7 @@ import (
 var ErrInvalid = errors.New("invalid pack")
 
 const (
-	head        = "SLPACK\x01\x00"
+	head        = "SLPACK\x02\x00"
 	tail        = "SLPACKED"
 	trailerSize = 8 + 32 + len(tail)
 

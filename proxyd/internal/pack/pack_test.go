@@ -260,7 +260,7 @@ func TestGolden(t *testing.T) {
 	if err := w.Finish([]Object{{5, []uint32{0}}, {1000, []uint32{1}}, {1, []uint32{2}}, {5, []uint32{0}}}); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join("testdata", "v1.pack")
+	path := filepath.Join("testdata", "v2.pack")
 	if *update {
 		if err := os.WriteFile(path, buf.Bytes(), 0o600); err != nil {
 			t.Fatal(err)

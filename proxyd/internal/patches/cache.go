@@ -22,7 +22,7 @@ const (
 	MinSize = 32 << 10
 
 	maxQueue  = 16 << 10 // tasks
-	version   = "1"      // of the format; keys of other versions are not looked at
+	version   = "2"      // of the format; keys of other versions are not looked at
 	keyPrefix = "patch/" + version + "/"
 )
 

@@ -11,7 +11,7 @@
 //
 // A patch is a blob:
 //
-//	patch   = "SLPATCH" version(1) head *segment index trailer
+//	patch   = "SLPATCH" version(2) head *segment index trailer
 //	head    = as package proxyd/wire/patch makes it, and not compressed
 //	segment = one zstd frame, or as package proxyd/wire/patch makes it
 //	index   = length pieces(uvarint) *(length size(uvarint))

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	magic       = "SLPATCH\x01"
+	magic       = "SLPATCH\x02"
 	trailerSize = 8 + sha256.Size
 	maxIndex    = 64 << 20
 )

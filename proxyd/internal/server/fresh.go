@@ -55,7 +55,7 @@ func (f *fresh) close() {
 
 // FramesKey is the key of the blob of frames that is made of an image. The number changes
 // with the format and with how frames are put together.
-func FramesKey(manifest toc.Digest) string { return "frames/1/" + manifest.Path() }
+func FramesKey(manifest toc.Digest) string { return "frames/2/" + manifest.Path() }
 
 // open returns the frames of an image, which must be released, or nil if there are
 // none yet; then they are made.

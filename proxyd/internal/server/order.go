@@ -25,7 +25,7 @@ const orderStatic = "static"
 
 // orderVersion is the first byte of a stored order. It changes with the
 // predictor, so that orders of an older one are computed again.
-const orderVersion = 10
+const orderVersion = 11
 
 // order returns the order of sending: the stored one, or the predicted one,
 // which is stored.
@@ -157,8 +157,8 @@ type recentPiece struct {
 	plain  []byte
 }
 
-// recentPieces of at most 1 MiB each are kept.
-const recentPieces = 4
+// recentPieces are kept, of at most toc.PieceSize each.
+const recentPieces = 16
 
 // ReadObjectAt implements predict.Objects.
 func (r *objectReader) ReadObjectAt(ctx context.Context, object uint32, p []byte, off int64) (n int, err error) {

@@ -48,7 +48,7 @@ func FromWire(w *wire.Trace) Trace {
 var ErrFormat = errors.New("not an encoded trace")
 
 const (
-	version     = 1
+	version     = 2
 	flagPartial = 1
 )
 

@@ -40,7 +40,7 @@
 //
 // An empty head means that copies are from the old file as it is. Otherwise:
 //
-//	head    = version(1) machine flags olds news tables count starts shifts
+//	head    = version(2) machine flags olds news tables count starts shifts
 //	machine = 1 (x86-64) | 2 (aarch64), a byte
 //	flags   = 1 byte: 1 conditional jumps, 2 tables of 32-bit offsets
 //	olds    = count(uvarint) *(offset address size memory code), ascending by offset

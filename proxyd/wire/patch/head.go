@@ -3,7 +3,7 @@ package patch
 import "encoding/binary"
 
 const (
-	headVersion = 1
+	headVersion = 2
 	maxOld      = 4 << 30 // bytes of an old file that can be relocated
 	maxAddr     = 1 << 61
 )

@@ -20,7 +20,7 @@ const (
 
 	// maxJumps bounds how often the copies of a segment go to another block of a
 	// relocated file: each may mean to relocate that block.
-	maxJumps  = 2048
+	maxJumps  = 1024
 	maxRanges = 1 << 18 // ranges of the map
 	maxParts  = 64      // of olds and of news
 )

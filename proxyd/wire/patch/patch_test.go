@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -185,6 +186,28 @@ func FuzzRoundTrip(f *testing.F) {
 	})
 }
 
+// golden is a patch in a file: its parts, the head first, each after its length.
+func golden(q made) []byte {
+	var b []byte
+	for _, part := range append([][]byte{q.head}, q.segments...) {
+		b = append(binary.AppendUvarint(b, uint64(len(part))), part...)
+	}
+	return b
+}
+
+func split(t *testing.T, b []byte) (head []byte, segments [][]byte) {
+	t.Helper()
+	for len(b) > 0 {
+		n, k := binary.Uvarint(b)
+		if k <= 0 || n > uint64(len(b)-k) {
+			t.Fatal("a golden file is cut off")
+		}
+		segments = append(segments, b[k:k+int(n)])
+		b = b[k+int(n):]
+	}
+	return segments[0], segments[1:]
+}
+
 // TestGolden: what is stored and sent today must be applied by later versions.
 func TestGolden(t *testing.T) {
 	for _, p := range pairs() {
@@ -198,22 +221,23 @@ func TestGolden(t *testing.T) {
 				if m == RD && len(q.head) == 0 || q.bytes() > 20_000 {
 					continue
 				}
-				writeFile(t, file, append(fmt.Appendf(nil, "%d ", len(q.head)), append(q.head, q.segments[0]...)...))
+				writeFile(t, file, golden(q))
 			}
 			b, err := os.ReadFile(file)
 			if errors.Is(err, os.ErrNotExist) {
 				continue
 			}
-			var n int
-			if _, err := fmt.Sscanf(string(b[:min(len(b), 10)]), "%d ", &n); err != nil {
-				t.Fatal(err)
-			}
-			b = b[bytes.IndexByte(b, ' ')+1:]
-			a, err := NewApplier(bytes.NewReader(p.old), int64(len(p.old)), int64(len(p.nw)), b[:n], GoodMemory)
+			head, segments := split(t, b)
+			a, err := NewApplier(bytes.NewReader(p.old), int64(len(p.old)), int64(len(p.nw)), head, GoodMemory)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := a.Apply(nil, 0, b[n:])
+			var got []byte
+			for i, seg := range segments {
+				if got, err = a.Apply(got, i, seg); err != nil {
+					break
+				}
+			}
 			if err != nil || !bytes.Equal(got, p.nw) {
 				t.Errorf("%s is not applied as it was: %v", file, err)
 			}

@@ -8,7 +8,7 @@ const (
 	// another version gives another TOC, and says nothing about this one.
 	AnnotationPrefix = "io.containerd.starlight.toc."
 	// Annotation is the one of the version that Encode writes.
-	Annotation = AnnotationPrefix + "v1"
+	Annotation = AnnotationPrefix + "v2"
 )
 
 // Named returns the digest of a layer's TOC that the annotations of the layer name, or

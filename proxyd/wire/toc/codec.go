@@ -25,8 +25,8 @@ const (
 // Manifests name TOCs by the digest of this (see Annotation). So the version is also
 // that of what fromtar makes of a tar: where either gives other bytes, it is a new one.
 const (
-	magic   = "SLTC\x01\x00\x00\x00"
-	version = 1
+	magic   = "SLTC\x02\x00\x00\x00"
+	version = 2
 )
 
 // The columns in their order. Numbers are uvarints; "per entry" columns have one

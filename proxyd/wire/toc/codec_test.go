@@ -233,8 +233,8 @@ func TestDecodeRefusesDamage(t *testing.T) {
 	}
 	for _, bad := range [][]byte{
 		append(bytes.Clone(good), 0),
-		append([]byte("SLTC\x02"), good[5:]...),
-		append([]byte("SLTC\x01\x01"), good[6:]...),
+		append([]byte("SLTC\x01"), good[5:]...),
+		append([]byte("SLTC\x02\x01"), good[6:]...),
 	} {
 		if _, err := Decode(bad); !errors.Is(err, ErrInvalid) {
 			t.Errorf("got %v, want ErrInvalid", err)

@@ -18,7 +18,7 @@ import (
 // are sent and checked. The last piece of an object may be shorter.
 //
 // It is part of the format: piece digests in stored TOCs depend on it.
-const PieceSize = 1 << 20
+const PieceSize = 256 << 10
 
 // Digest is a sha256 in binary. The zero Digest means "none".
 type Digest [32]byte
