@@ -17,6 +17,10 @@ const nice = 10
 // together: the goroutine must not do anything else afterwards.
 func Lower() error {
 	runtime.LockOSThread()
+	now, err := unix.Getpriority(unix.PRIO_PROCESS, unix.Gettid())
+	if err == nil && 20-now >= nice { // as the system call has it
+		return nil
+	}
 	if err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), nice); err != nil {
 		return fmt.Errorf("lower the priority of a thread: %w", err)
 	}

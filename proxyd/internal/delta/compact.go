@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"io"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/starlight-delta/starlight/proxyd/internal/background"
 	"github.com/starlight-delta/starlight/proxyd/wire"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
@@ -20,15 +23,73 @@ const (
 	coldFrom  = 8 << 20
 )
 
-// Compress appends src as one zstd frame to dst.
+// Compress appends src as one zstd frame to dst. It is called concurrently.
 type Compress func(ctx context.Context, dst, src []byte) ([]byte, error)
 
-// WriteFrames writes the frames of a plan, which compress makes, to w.
-func WriteFrames(ctx context.Context, w io.Writer, img *Image, p *Plan, packs Packs, compress Compress) error {
+// WriteFrames writes the frames of a plan to w, at low priority. So many at a time are
+// compressed, each with two buffers of up to coldFrame bytes.
+func WriteFrames(ctx context.Context, w io.Writer, img *Image, p *Plan, packs Packs, compress Compress, parallel int) error {
 	if _, err := io.WriteString(w, framesMagic); err != nil {
 		return err
 	}
-	c := &compactor{img: img, packs: packs, w: w, compress: compress, machine: map[uint32]wire.Kind{}, target: firstSolid}
+	g, ctx := errgroup.WithContext(ctx)
+	c := &compactor{
+		img: img, packs: packs, machine: map[uint32]wire.Kind{}, target: firstSolid,
+		next: new(strongFrame), spare: make(chan *strongFrame, parallel),
+		plain: make(chan *strongFrame, parallel), made: make(chan *strongFrame, parallel),
+	}
+	for range parallel {
+		c.spare <- new(strongFrame)
+		g.Go(background.Guard(func() error {
+			_ = background.Lower()
+			return c.compress(ctx, compress)
+		}))
+	}
+	var index []byte
+	g.Go(func() (err error) {
+		index, err = c.write(ctx, w)
+		return err
+	})
+	g.Go(background.Guard(func() error {
+		_ = background.Lower()
+		defer close(c.made)
+		defer close(c.plain)
+		return c.all(ctx, p)
+	}))
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	sum := sha256.Sum256(index)
+	n := len(index)
+	index = binary.LittleEndian.AppendUint64(index, uint64(n))
+	_, err := w.Write(append(index, sum[:]...))
+	return err
+}
+
+// compactor makes frames. Its goroutines have a frame in turn: all puts it together, one
+// of several that compress does that, write writes it and gives it back.
+type compactor struct {
+	img     *Image
+	packs   Packs
+	machine map[uint32]wire.Kind // of the objects that come in pieces
+	target  int
+
+	// Each channel has room for all frames.
+	next  *strongFrame // under way
+	spare chan *strongFrame
+	plain chan *strongFrame // to be compressed
+	made  chan *strongFrame // in the order of the file
+}
+
+// strongFrame is a frame of the file.
+type strongFrame struct {
+	entries  []wire.Piece
+	plain, z []byte
+	done     chan struct{} // z is there
+}
+
+// all puts the frames of a plan together.
+func (c *compactor) all(ctx context.Context, p *Plan) error {
 	var cool int64
 	for i, it := range p.Items {
 		if i == p.Hot {
@@ -53,30 +114,7 @@ func WriteFrames(ctx context.Context, w io.Writer, img *Image, p *Plan, packs Pa
 			}
 		}
 	}
-	if err := c.flush(ctx); err != nil {
-		return err
-	}
-	index := append(binary.AppendUvarint(nil, uint64(c.frames)), c.index...)
-	sum := sha256.Sum256(index)
-	n := len(index)
-	index = binary.LittleEndian.AppendUint64(index, uint64(n))
-	_, err := w.Write(append(index, sum[:]...))
-	return err
-}
-
-type compactor struct {
-	img      *Image
-	packs    Packs
-	w        io.Writer
-	compress Compress
-	machine  map[uint32]wire.Kind // of the objects that come in pieces
-	target   int
-
-	entries []wire.Piece // of the frame under way
-	plain   []byte
-	z       []byte
-	index   []byte
-	frames  int
+	return c.flush(ctx)
 }
 
 // add puts a piece into the frame under way and returns its length.
@@ -84,7 +122,7 @@ func (c *compactor) add(ctx context.Context, object uint32, piece int, hot bool)
 	o := &c.img.Objects[object]
 	n := o.PieceLen(piece)
 	alone := hot && o.Size >= SmallObject
-	if alone || len(c.plain)+n > max(c.target, n) || len(c.entries) == wire.MaxCount {
+	if alone || len(c.next.plain)+n > max(c.target, n) || len(c.next.entries) == wire.MaxCount {
 		if err := c.flush(ctx); err != nil {
 			return 0, err
 		}
@@ -106,52 +144,81 @@ func (c *compactor) add(ctx context.Context, object uint32, piece int, hot bool)
 		kind = machine(first)
 		c.machine[object] = kind
 	}
-	before := len(c.plain)
-	if c.plain, err = pack.AppendPiece(c.plain, at.Object, piece); err != nil {
+	before := len(c.next.plain)
+	if c.next.plain, err = pack.AppendPiece(c.next.plain, at.Object, piece); err != nil {
 		return 0, fmt.Errorf("object %s: %w", o.Digest, err)
 	}
-	if len(c.plain)-before != n {
-		return 0, fmt.Errorf("object %s has %d bytes in its pack, want %d: %w", o.Digest, len(c.plain)-before, n, toc.ErrInvalid)
+	if len(c.next.plain)-before != n {
+		return 0, fmt.Errorf("object %s has %d bytes in its pack, want %d: %w", o.Digest, len(c.next.plain)-before, n, toc.ErrInvalid)
 	}
 	if piece == 0 {
-		kind = machine(c.plain[before:])
+		kind = machine(c.next.plain[before:])
 		if o.NumPieces() > 1 {
 			c.machine[object] = kind
 		}
 	}
-	wire.Filter(kind, c.plain[before:], uint32(piece), o.Size)
-	c.entries = append(c.entries, wire.Piece{Kind: kind, Object: object, Piece: uint32(piece), Length: n})
-	if alone || len(c.plain) >= c.target {
+	wire.Filter(kind, c.next.plain[before:], uint32(piece), o.Size)
+	c.next.entries = append(c.next.entries, wire.Piece{Kind: kind, Object: object, Piece: uint32(piece), Length: n})
+	if alone || len(c.next.plain) >= c.target {
 		return n, c.flush(ctx)
 	}
 	return n, nil
 }
 
-// flush writes the frame under way.
+// flush has the frame under way compressed, and begins another.
 func (c *compactor) flush(ctx context.Context) error {
-	if len(c.entries) == 0 {
+	f := c.next
+	if len(f.entries) == 0 {
 		return nil
 	}
-	var err error
-	if c.z, err = c.compress(ctx, c.z[:0], c.plain); err != nil {
+	next, err := receive(ctx, c.spare)
+	if err != nil {
 		return err
 	}
-	out, compressed := c.z, uint64(1)
-	if len(out) >= len(c.plain) {
-		out, compressed = c.plain, 0
-	}
-	if _, err := c.w.Write(out); err != nil {
-		return err
-	}
-	c.index = binary.AppendUvarint(c.index, uint64(len(out))<<1|compressed)
-	c.index = binary.AppendUvarint(c.index, uint64(len(c.entries)))
-	for _, e := range c.entries {
-		c.index = append(c.index, byte(e.Kind))
-		c.index = binary.AppendUvarint(c.index, uint64(e.Object))
-		c.index = binary.AppendUvarint(c.index, uint64(e.Piece))
-	}
-	c.frames++
-	c.entries, c.plain = c.entries[:0], c.plain[:0]
+	f.done = make(chan struct{})
+	c.plain <- f
+	c.made <- f
+	next.entries, next.plain = next.entries[:0], next.plain[:0]
+	c.next = next
 	c.target = min(2*c.target, solid)
 	return nil
+}
+
+// compress compresses what is put together.
+func (c *compactor) compress(ctx context.Context, compress Compress) error {
+	for f := range c.plain {
+		var err error
+		if f.z, err = compress(ctx, f.z[:0], f.plain); err != nil {
+			return err
+		}
+		close(f.done)
+	}
+	return nil
+}
+
+// write writes what is compressed, and returns the index.
+func (c *compactor) write(ctx context.Context, w io.Writer) (index []byte, err error) {
+	frames := 0
+	for f := range c.made {
+		if _, err := receive(ctx, f.done); err != nil {
+			return nil, err
+		}
+		out, compressed := f.z, uint64(1)
+		if len(out) >= len(f.plain) {
+			out, compressed = f.plain, 0
+		}
+		if _, err := w.Write(out); err != nil {
+			return nil, err
+		}
+		index = binary.AppendUvarint(index, uint64(len(out))<<1|compressed)
+		index = binary.AppendUvarint(index, uint64(len(f.entries)))
+		for _, e := range f.entries {
+			index = append(index, byte(e.Kind))
+			index = binary.AppendUvarint(index, uint64(e.Object))
+			index = binary.AppendUvarint(index, uint64(e.Piece))
+		}
+		frames++
+		c.spare <- f
+	}
+	return append(binary.AppendUvarint(nil, uint64(frames)), index...), nil
 }

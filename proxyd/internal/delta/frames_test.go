@@ -34,7 +34,7 @@ func compress(_ context.Context, dst, src []byte) ([]byte, error) {
 func framesOf(t testing.TB, f *fixture, order Order) []byte {
 	t.Helper()
 	var b bytes.Buffer
-	if err := WriteFrames(t.Context(), &b, f.img, Make(f.img, nil, order), f.packs, compress); err != nil {
+	if err := WriteFrames(t.Context(), &b, f.img, Make(f.img, nil, order), f.packs, compress, 3); err != nil {
 		t.Fatal(err)
 	}
 	return b.Bytes()
@@ -213,7 +213,7 @@ func BenchmarkWriteFrames(b *testing.B) {
 	p := Make(f.img, nil, Order{})
 	b.SetBytes(p.Bytes)
 	for b.Loop() {
-		if err := WriteFrames(b.Context(), io.Discard, f.img, p, f.packs, compress); err != nil {
+		if err := WriteFrames(b.Context(), io.Discard, f.img, p, f.packs, compress, 1); err != nil {
 			b.Fatal(err)
 		}
 	}

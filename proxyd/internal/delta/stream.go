@@ -147,11 +147,11 @@ func (m *meter) add(n int, took time.Duration) float64 {
 	return rate
 }
 
-func receive(ctx context.Context, spare <-chan *frame) (*frame, error) {
+func receive[T any](ctx context.Context, c <-chan T) (v T, err error) {
 	select {
-	case f := <-spare:
-		return f, nil
+	case v = <-c:
+		return v, nil
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return v, context.Cause(ctx)
 	}
 }

@@ -22,6 +22,7 @@ const maxFresh = 64
 type fresh struct {
 	l        *library
 	compress delta.Compress
+	parallel int                             // frames at a time
 	files    *cache[toc.Digest, *framesFile] // by manifest
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
@@ -37,10 +38,10 @@ type framesFile struct {
 	refs
 }
 
-func newFresh(l *library, compress delta.Compress) *fresh {
+func newFresh(l *library, compress delta.Compress, parallel int) *fresh {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := &fresh{
-		l: l, compress: compress, cancel: cancel, queue: make(chan *image, maxFresh), queued: map[toc.Digest]bool{},
+		l: l, compress: compress, parallel: parallel, cancel: cancel, queue: make(chan *image, maxFresh), queued: map[toc.Digest]bool{},
 		files: newCache[toc.Digest](l.cfg.Limits.CacheBytes/6, func(f *framesFile) { f.release() }),
 	}
 	f.wg.Go(func() { f.run(ctx) })
@@ -139,7 +140,7 @@ func (f *fresh) make(ctx context.Context, im *image) error {
 	packs := f.l.packSet(im.packKeys())
 	defer packs.close()
 	buf := bufio.NewWriterSize(w, 1<<20)
-	err = delta.WriteFrames(ctx, buf, im.delta, delta.Make(im.delta, nil, order), packs.pack, f.compress)
+	err = delta.WriteFrames(ctx, buf, im.delta, delta.Make(im.delta, nil, order), packs.pack, f.compress, f.parallel)
 	if err == nil {
 		err = buf.Flush()
 	}

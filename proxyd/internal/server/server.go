@@ -54,7 +54,8 @@ func New(cfg Config) *Server {
 		reports:  make(slots, maxReports),
 	}
 	if cfg.Fresh {
-		s.fresh = newFresh(s.library, strong.New(s.encoder.Turn, cfg.Log).Compress)
+		c := strong.New(s.encoder.Turn, cfg.Log)
+		s.fresh = newFresh(s.library, c.Compress, c.Parallel())
 	}
 	for _, t := range cfg.Tokens {
 		s.tokens = append(s.tokens, sha256.Sum256([]byte(t)))

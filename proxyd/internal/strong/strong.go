@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -35,14 +36,16 @@ type Compressor struct {
 	log     *slog.Logger
 	program string      // or ""
 	broken  atomic.Bool // the program does not do what it should
-	// encoders of our own compress a tenth less, at 10 to 20 MB/s.
+	// encoders of our own compress a tenth less, at 10 to 20 MB/s. They take turns at
+	// one processor: nobody waits for them.
+	own      chan struct{}
 	encoders sync.Pool
 }
 
 // New looks for the program. turn is called before this process compresses by itself: it
 // returns when there is a processor for that, and the function to be called at the end.
 func New(turn func(context.Context) (func(), error), log *slog.Logger) *Compressor {
-	c := &Compressor{turn: turn, log: log, encoders: sync.Pool{New: func() any {
+	c := &Compressor{turn: turn, log: log, own: make(chan struct{}, 1), encoders: sync.Pool{New: func() any {
 		enc, err := zstd.NewWriter(nil,
 			zstd.WithEncoderConcurrency(1),
 			zstd.WithWindowSize(wire.MaxData),
@@ -62,6 +65,14 @@ func New(turn func(context.Context) (func(), error), log *slog.Logger) *Compress
 	return c
 }
 
+// Parallel is how many calls of Compress at a time make sense.
+func (c *Compressor) Parallel() int {
+	if c.program == "" {
+		return 1
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
 // Compress appends src, of up to wire.MaxData bytes, as one frame to dst. Errors are those
 // of ctx.
 func (c *Compressor) Compress(ctx context.Context, dst, src []byte) ([]byte, error) {
@@ -72,6 +83,12 @@ func (c *Compressor) Compress(ctx context.Context, dst, src []byte) ([]byte, err
 		}
 		c.broken.Store(true)
 		c.log.Warn("images are compressed in the process: the zstd program fails", "program", c.program, "error", err.Error())
+	}
+	select {
+	case c.own <- struct{}{}:
+		defer func() { <-c.own }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
 	done, err := c.turn(ctx)
 	if err != nil {
@@ -91,8 +108,9 @@ func (c *Compressor) run(ctx context.Context, dst, src []byte) ([]byte, error) {
 		"--stream-size="+strconv.Itoa(len(src)), "-c", "-")
 	cmd.Env = []string{} // some variables of zstd's change what it does
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(src), out, &limited{b: &says, room: 1 << 10}
-	// The process ends with the thread that started it, not only with this process: that
-	// belongs to whoever compresses in the background.
+	// The process ends with the thread that started it, not only with this process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		return dst, err
