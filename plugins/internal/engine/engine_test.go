@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -341,6 +343,50 @@ func TestRestartGoesOn(t *testing.T) {
 		t.Errorf("%d objects were sent for %d", sent, len(img.contents))
 	}
 	if s.Mode != ModeDelta {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// What another version left is not touched: containers may run on it.
+func TestAnotherVersionsImagesAreLeftAlone(t *testing.T) {
+	p := newFakeProxy(t)
+	img := newTestImage(t, manyFiles(1, 10))
+	p.add(testRef, img)
+	root := t.TempDir()
+	e := openEngine(t, root, p)
+	pull(t, e, testRef)
+	wait(t, e, testRef)
+	path := e.tocPath(img.layers[0].DiffID)
+	for d, i := range e.images {
+		rec := i.rec
+		rec.Layers = slices.Clone(rec.Layers)
+		rec.Layers[0].TOC = toc.Digest{} // is that of the file
+		if err := e.state.putImage(d, rec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	closeEngine(t, e, false)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := bytes.Clone(good)
+	old[4]-- // version
+	if err := os.WriteFile(path, old, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if e, err := Open(t.Context(), Config{Root: root}); !errors.Is(err, toc.ErrVersion) {
+		if err == nil {
+			closeEngine(t, e, true)
+		}
+		t.Fatalf("got %v, want ErrVersion", err)
+	}
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e = openEngine(t, root, p)
+	check(t, e, img)
+	if s := e.Status(testRef)[0]; s.ObjectsLocal < s.Objects {
 		t.Errorf("status %+v", s)
 	}
 }

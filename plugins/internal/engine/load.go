@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -16,13 +17,9 @@ import (
 
 // load reads the state and returns the images that are incomplete.
 func (e *Engine) load(ctx context.Context) ([]*image, error) {
-	rebooted, err := e.state.rebooted(e.cfg.Root)
-	if err != nil {
-		return nil, err
-	}
 	var lost []toc.Digest
 	records := map[toc.Digest]imageRecord{}
-	err = e.state.load(
+	err := e.state.load(
 		func(d toc.Digest, r imageRecord) { records[d] = r },
 		func(k refKey, r refRecord) { e.refs[k] = &ref{rec: r} })
 	if err != nil {
@@ -31,6 +28,11 @@ func (e *Engine) load(ctx context.Context) ([]*image, error) {
 	var incomplete []*image
 	for d, r := range records {
 		layers, err := e.loadLayers(r)
+		if errors.Is(err, toc.ErrVersion) {
+			// To forget them would take the files of running containers.
+			return nil, fmt.Errorf("%s is of another version of Starlight, and nothing in it was changed; "+
+				"go back to that version, or end its containers, run ctr-starlight reset, and pull again: %w", e.cfg.Root, err)
+		}
 		if err != nil {
 			// Without its TOCs an image is nothing; the next pull brings them anew.
 			log.G(ctx).WithError(err).WithField("image", d).Warn("image is forgotten")
@@ -46,6 +48,10 @@ func (e *Engine) load(ctx context.Context) ([]*image, error) {
 	}
 	for _, r := range e.refs {
 		r.img = e.images[r.rec.Manifest]
+	}
+	rebooted, err := e.state.rebooted(e.cfg.Root)
+	if err != nil {
+		return nil, err
 	}
 	if rebooted {
 		if err := e.recheck(ctx, incomplete); err != nil {

@@ -2,6 +2,7 @@ package toc
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 )
 
@@ -94,7 +95,7 @@ func open(b []byte) (*decoder, error) {
 	case in.bad || head[:4] != magic[:4]:
 		return nil, invalid("this is none")
 	case head[4] != version:
-		return nil, invalid("version %d is not known", head[4])
+		return nil, fmt.Errorf("toc: version %d: %w", head[4], ErrVersion)
 	case head != magic:
 		return nil, invalid("reserved bytes are set")
 	}
