@@ -35,6 +35,9 @@ const (
 	// firstSolid is the size of the first shared frame; each is twice as large
 	// as the one before. What is most urgent shall not wait for what follows it.
 	firstSolid = 64 << 10
+	// smallSegment is the size below which segments of patches share frames, whatever they
+	// are of. An update changes little in most pieces of a program.
+	smallSegment = 32 << 10
 )
 
 // frame is a data frame ready to be written.
@@ -152,6 +155,11 @@ func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error)
 	began := time.Now()
 	j, s, change, wait := m.patcher.take(id, piece, stored, 0, hot, m.hurried > 0)
 	for change != nil {
+		if time.Since(began) > glance { // what is ready shall not wait for it
+			if err := m.flush(ctx); err != nil {
+				return false, err
+			}
+		}
 		if err := m.idle(ctx, change, wait); err != nil {
 			return false, err
 		}
@@ -165,7 +173,8 @@ func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error)
 		return false, err
 	}
 	m.patcher.saved.Add(int64(m.pack.Stored(at.Object, piece) - len(s.enc)))
-	if o.Size >= SmallObject || len(j.head)+s.length > solid/2 || len(m.plain)+len(j.head)+s.length > solid || len(m.index)+2 > wire.MaxCount {
+	alone := o.Size >= SmallObject && s.length >= smallSegment
+	if alone || len(j.head)+s.length > solid/2 || len(m.plain)+len(j.head)+s.length > solid || len(m.index)+2 > wire.MaxCount {
 		if err := m.flush(ctx); err != nil {
 			return false, err
 		}
@@ -177,14 +186,24 @@ func (m *maker) patched(ctx context.Context, id uint32, piece int) (bool, error)
 		m.index = append(m.index, wire.Piece{Kind: wire.KindBase, Object: id, Layer: uint32(j.of.Layer), Base: j.of.Object, Length: len(j.head)})
 	}
 	e := wire.Piece{Kind: wire.KindSegment, Object: id, Piece: uint32(piece), Length: s.length}
-	if o.Size >= SmallObject {
+	if alone {
 		if err := m.flush(ctx); err != nil {
 			return false, err
 		}
 		return true, m.asIs(ctx, e, s.enc, s.compressed)
 	}
 	m.reserve()
-	m.plain = append(m.plain, s.enc...)
+	if s.compressed {
+		at := len(m.plain)
+		m.plain = slices.Grow(m.plain, s.length)
+		raw, err := wire.Decompress(m.plain[at:at+s.length], s.enc, s.length)
+		if err != nil {
+			return false, err
+		}
+		m.plain = append(m.plain, raw...) // onto itself
+	} else {
+		m.plain = append(m.plain, s.enc...)
+	}
 	m.index = append(m.index, e)
 	if len(m.plain) >= m.target {
 		return true, m.flush(ctx)

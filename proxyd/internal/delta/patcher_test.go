@@ -261,6 +261,8 @@ func TestStreamUsesStoredPatches(t *testing.T) {
 		}
 		if got := w.kinds[wire.KindSegment]; failure == nil && got == 0 || failure != nil && got != 0 {
 			t.Errorf("%s: got %d segments", name, got)
+		} else if failure == nil && len(w.frames) >= got {
+			t.Errorf("%d frames for %d small segments and some objects", len(w.frames), got)
 		}
 	}
 }
