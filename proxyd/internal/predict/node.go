@@ -2,8 +2,10 @@ package predict
 
 import (
 	"encoding/json"
+	"maps"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -73,7 +75,12 @@ func (p *predictor) module(name, dir string, depth int) {
 	p.nearestManifest("/" + parentOf(file.path))
 	p.add(file)
 	switch path.Ext(file.path) {
-	case ".json", ".node", ".wasm":
+	case ".node":
+		if info, err := p.parse(file); err == nil {
+			p.load(file, info)
+		}
+		return
+	case ".json", ".wasm":
 		return
 	}
 	own := "/" + parentOf(file.path)
@@ -91,10 +98,39 @@ func (p *predictor) nearestManifest(dir string) {
 	for ; ; dir = path.Dir(dir) {
 		if n := p.view.file(path.Join(dir, "package.json")); n != nil {
 			p.add(n)
+			p.natives(n)
 			return
 		}
 		if dir == "/" || path.Base(dir) == "node_modules" {
 			return
+		}
+	}
+}
+
+// natives adds the native modules among the optional dependencies of a package. Those
+// for the platform are installed, and loaded by names that are put together at run time.
+func (p *predictor) natives(manifest *node) {
+	if p.listed[manifest.path] {
+		return
+	}
+	p.listed[manifest.path] = true
+	var m struct {
+		Optional map[string]json.RawMessage `json:"optionalDependencies"`
+	}
+	if json.Unmarshal(p.script(manifest), &m) != nil || len(m.Optional) > maxPlugins {
+		return
+	}
+	left := maxPlugins
+	for _, name := range slices.Sorted(maps.Keys(m.Optional)) {
+		for d := "/" + parentOf(manifest.path); ; d = path.Dir(d) {
+			if dir := path.Join(d, "node_modules", name); p.view.dir(dir) != nil {
+				p.addAll(path.Join(dir, "package.json"))
+				p.loadDir(dir, &left, 0)
+				break
+			}
+			if d == "/" {
+				break
+			}
 		}
 	}
 }

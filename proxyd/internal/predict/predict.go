@@ -86,6 +86,7 @@ func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, li
 	}
 	p.start()
 	hot = len(p.order)
+	p.order = append(p.order, p.late...)
 	p.rest()
 	if err := ctx.Err(); err != nil {
 		return nil, 0, err
@@ -109,7 +110,7 @@ type predictor struct {
 	ran      map[string]bool // programs and scripts already followed, by path and arguments
 	programs int
 	loaded   map[string]bool // modules already followed
-	listed   map[string]bool // directories whose distributions are added
+	listed   map[string]bool // directories whose distributions, and manifests whose native modules, are added
 	lazy     []lazyImport    // of Python: what functions import
 	own      []string        // directories that belong to the programs
 	names    []string        // base names of the programs
@@ -131,7 +132,6 @@ func (p *predictor) start() {
 	}
 	p.addAll("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt",
 		"/usr/lib/locale/locale-archive", "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
-	p.order = append(p.order, p.late...)
 }
 
 // early adds small files that C libraries and runtimes read at their start,
@@ -181,7 +181,7 @@ func (p *predictor) loadDir(dir string, left *int, depth int) {
 			continue
 		}
 		n := p.view.file(child)
-		if n == nil || *left == 0 || !strings.HasSuffix(name, ".so") {
+		if n == nil || *left == 0 || !strings.HasSuffix(name, ".so") && !strings.HasSuffix(name, ".node") {
 			continue
 		}
 		*left--

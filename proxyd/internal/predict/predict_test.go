@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -312,11 +313,33 @@ func TestLargeLibrary(t *testing.T) {
 		t.Fatalf("got %v of %d pieces, want the first piece of object %d before object %d", order, pieces, object("usr/lib/libbig.so"), object("etc/services"))
 	}
 	data := order[first+1] // follows the constants in the file
-	if code := order[hot-1]; data.First+data.Pieces != pieces || code.First != 1 || code.First+code.Pieces != data.First || hot-1 < services {
-		t.Errorf("got %v, %d of them hot, want the data of object %d second and the constants at the end of what is hot", order, hot, data.Object)
+	if code := order[hot]; data.First+data.Pieces != pieces || code.First != 1 || code.First+code.Pieces != data.First || hot-1 < services {
+		t.Errorf("got %v, %d of them hot, want the data of object %d second and the constants next after what is hot", order, hot, data.Object)
 	}
 	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); got[len(got)-1] != "aaa" {
 		t.Errorf("got %v, want what is unrelated last", got)
+	}
+}
+
+// Native modules of the platform are optional dependencies, and no script has their names.
+func TestNativeModulesOfAPackage(t *testing.T) {
+	dir := t.TempDir()
+	dep := compiled(t, dir, "libdep.so.1", "int dep(void) { return 1; }", "-shared", "-fPIC", "-Wl,-soname,libdep.so.1")
+	mod := compiled(t, dir, "mod.node", "int dep(void); int mod(void) { return dep(); }", "-shared", "-fPIC", "-Wl,-rpath,$ORIGIN/../../c-lib/lib", "libdep.so.1")
+	tr := newTree(map[string]string{
+		"usr/local/bin/node*": "n", "app/server.js": "require('c')", "app/node_modules/c/index.js": "require(`@img/c-${process.platform}`)",
+		"app/node_modules/c/package.json":            `{"optionalDependencies":{"@img/c-linux":"1","@img/c-darwin":"1"}}`,
+		"app/node_modules/@img/c-linux/package.json": "{}", "app/node_modules/@img/c-linux/lib/notes.txt": "not needed", "aaa": "unrelated",
+	})
+	tr.file("app/node_modules/@img/c-linux/lib/mod.node", mod, 0o644)
+	tr.file("app/node_modules/@img/c-lib/lib/libdep.so.1", dep, 0o644)
+	got := tr.paths(t, Config{Cmd: []string{"node", "server.js"}, WorkingDir: "/app"})
+	last := slices.Index(got, "app/node_modules/@img/c-linux/lib/notes.txt")
+	for _, want := range []string{"package.json", "lib/mod.node", "../c-lib/lib/libdep.so.1"} {
+		want = path.Join("app/node_modules/@img/c-linux", want)
+		if i := slices.Index(got, want); i < 0 || i > last {
+			t.Errorf("%s comes at %d, after what nothing speaks for (%d): %v", want, i, last, got)
+		}
 	}
 }
 
