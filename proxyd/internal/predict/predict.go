@@ -86,7 +86,6 @@ func Order(ctx context.Context, entries []Entry, cfg Config, objects Objects, li
 	}
 	p.start()
 	hot = len(p.order)
-	p.order = append(p.order, p.late...)
 	p.rest()
 	if err := ctx.Err(); err != nil {
 		return nil, 0, err
@@ -132,6 +131,7 @@ func (p *predictor) start() {
 	}
 	p.addAll("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt",
 		"/usr/lib/locale/locale-archive", "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
+	p.order = append(p.order, p.late...)
 }
 
 // early adds small files that C libraries and runtimes read at their start,

@@ -313,8 +313,8 @@ func TestLargeLibrary(t *testing.T) {
 		t.Fatalf("got %v of %d pieces, want the first piece of object %d before object %d", order, pieces, object("usr/lib/libbig.so"), object("etc/services"))
 	}
 	data := order[first+1] // follows the constants in the file
-	if code := order[hot]; data.First+data.Pieces != pieces || code.First != 1 || code.First+code.Pieces != data.First || hot-1 < services {
-		t.Errorf("got %v, %d of them hot, want the data of object %d second and the constants next after what is hot", order, hot, data.Object)
+	if code := order[hot-1]; data.First+data.Pieces != pieces || code.First != 1 || code.First+code.Pieces != data.First || hot-1 < services {
+		t.Errorf("got %v, %d of them hot, want the data of object %d second and the constants at the end of what is hot", order, hot, data.Object)
 	}
 	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); got[len(got)-1] != "aaa" {
 		t.Errorf("got %v, want what is unrelated last", got)
