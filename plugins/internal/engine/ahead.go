@@ -6,6 +6,9 @@ import (
 )
 
 const (
+	// minAhead is how many pieces of a large object a request asks for. Who waits for one
+	// that nobody foresaw soon needs others near it, and each would cost a round trip.
+	minAhead = 1 << 20 / toc.PieceSize
 	// maxAhead bounds the pieces that one request asks for beyond those that a
 	// reader waits for: 16 MiB are two seconds of 100 Mbit/s at a usual compression.
 	maxAhead = 16 << 20 / toc.PieceSize
@@ -23,12 +26,13 @@ func pieceRange(o *toc.Object, object uint32, off, n int64) wire.Range {
 
 // widen makes a range longer if it goes on where the one before it ended: who
 // reads a large object from one end to the other shall not wait a round trip for
-// each piece. demands.mu is held.
+// each piece. The first pieces come first. demands.mu is held.
 func (q *demands) widen(r wire.Range, pieces int) wire.Range {
 	if pieces == 1 {
 		return r
 	}
 	before, ok := q.last[r.Object]
+	r.Pieces = max(r.Pieces, minAhead)
 	if ok && r.First > before.First && r.First <= before.First+before.Pieces {
 		r.Pieces = max(r.Pieces, min(2*before.Pieces, maxAhead))
 	}

@@ -15,20 +15,18 @@ func TestReadersGetMoreTheLongerTheyRead(t *testing.T) {
 		want   wire.Range
 	}{
 		"from the start": {
-			{0, 4096, wire.Range{Pieces: 1}},
-			{toc.PieceSize, 4096, wire.Range{First: 1, Pieces: 2}},
-			{3 * toc.PieceSize, 4096, wire.Range{First: 3, Pieces: 4}},
-			{7 * toc.PieceSize, 4096, wire.Range{First: 7, Pieces: 8}},
-			{15 * toc.PieceSize, 4096, wire.Range{First: 15, Pieces: 16}},
-			{31 * toc.PieceSize, 4096, wire.Range{First: 31, Pieces: 32}},
-			{63 * toc.PieceSize, 4096, wire.Range{First: 63, Pieces: 64}},
-			{127 * toc.PieceSize, 4096, wire.Range{First: 127, Pieces: 64}},
-			{191 * toc.PieceSize, 4096, wire.Range{First: 191, Pieces: 49}},
+			{0, 4096, wire.Range{Pieces: 4}},
+			{4 * toc.PieceSize, 4096, wire.Range{First: 4, Pieces: 8}},
+			{12 * toc.PieceSize, 4096, wire.Range{First: 12, Pieces: 16}},
+			{28 * toc.PieceSize, 4096, wire.Range{First: 28, Pieces: 32}},
+			{60 * toc.PieceSize, 4096, wire.Range{First: 60, Pieces: 64}},
+			{124 * toc.PieceSize, 4096, wire.Range{First: 124, Pieces: 64}},
+			{188 * toc.PieceSize, 4096, wire.Range{First: 188, Pieces: 52}},
 		},
 		"here and there": {
-			{9 * toc.PieceSize, 1, wire.Range{First: 9, Pieces: 1}},
-			{40*toc.PieceSize - 1, 2, wire.Range{First: 39, Pieces: 2}},
-			{5, 3*toc.PieceSize - 5, wire.Range{Pieces: 3}},
+			{9 * toc.PieceSize, 1, wire.Range{First: 9, Pieces: 4}},
+			{40*toc.PieceSize - 1, 2, wire.Range{First: 39, Pieces: 4}},
+			{5, 7*toc.PieceSize - 5, wire.Range{Pieces: 7}},
 			{1000 * toc.PieceSize, 4096, wire.Range{First: pieces - 1, Pieces: 1}}, // beyond the end
 		},
 	}
