@@ -224,7 +224,7 @@ func condition(raw json.RawMessage, depth int) string {
 	if depth >= 8 || json.Unmarshal(raw, &table) != nil {
 		return ""
 	}
-	for _, c := range []string{"node", "require", "import", "default"} {
+	for _, c := range []string{"module-sync", "node", "require", "import", "default"} {
 		if v, ok := table[c]; ok {
 			if s := condition(v, depth+1); s != "" {
 				return s
