@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/starlight-delta/starlight/proxyd/wire/patch"
 	"github.com/starlight-delta/starlight/proxyd/wire/toc"
 )
 
@@ -290,6 +292,39 @@ func dataPayload(contents string, entries ...[3]uint64) string {
 	return string(b) + contents
 }
 
+// What package patch makes of incompressible pieces, and the largest heads, are sent, too.
+func TestLongestEntries(t *testing.T) {
+	for kind, most := range map[Kind]int{KindPlain: toc.PieceSize, KindBase: patch.MaxHead, KindSegment: patch.MaxSegment, KindX86: toc.PieceSize} {
+		for _, n := range []int{most, most + 1} {
+			var b bytes.Buffer
+			w := NewWriter(&b)
+			err := w.Header(&Header{Bases: []toc.Digest{digestOf("1")}})
+			if err == nil {
+				err = w.Data([]Piece{{Kind: kind, Length: n}}, make([]byte, n), false)
+			}
+			if n > most {
+				if !errors.Is(err, toc.ErrInvalid) {
+					t.Errorf("kind %d, %d bytes: got %v, want ErrInvalid", kind, n, err)
+				}
+				continue
+			}
+			if err == nil {
+				err = w.End()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := NewReader(&b)
+			if _, err := r.Next(); err != nil {
+				t.Fatal(err)
+			}
+			if f, err := r.Next(); err != nil || f.Data == nil || f.Data.Index[0].Length != n {
+				t.Errorf("kind %d, %d bytes: got %+v, %v", kind, n, f, err)
+			}
+		}
+	}
+}
+
 func TestReaderRefuses(t *testing.T) {
 	header := rawFrame(FrameHeader, 0, `{"blobs":[{"size":1}],"layers":[{"sent":true}]}`)
 	plain := rawFrame(FrameHeader, 0, `{}`)
@@ -367,8 +402,7 @@ func TestReaderRefuses(t *testing.T) {
 		"data contents short":      plain + rawFrame(FrameData, 0, dataPayload("x", [3]uint64{0, 0, 2})),
 		"data contents long":       plain + rawFrame(FrameData, 0, dataPayload("xx", [3]uint64{0, 0, 1})),
 		"data over the limit": plain + rawFrame(FrameData, 0, dataPayload("",
-			[3]uint64{0, 0, toc.PieceSize}, [3]uint64{0, 1, toc.PieceSize}, [3]uint64{0, 2, toc.PieceSize},
-			[3]uint64{0, 3, toc.PieceSize}, [3]uint64{0, 4, 1})),
+			append(slices.Repeat([][3]uint64{{0, 0, toc.PieceSize}}, MaxData/toc.PieceSize), [3]uint64{0, 4, 1})...)),
 		"data bomb":  plain + rawFrame(FrameData, flagCompressed, dataPayload(string(bomb), [3]uint64{0, 0, 1000})),
 		"data short": plain + rawFrame(FrameData, flagCompressed, dataPayload(string(bomb[:0]), [3]uint64{0, 0, 1000})),
 	}

@@ -99,8 +99,8 @@
 // The pieces of one object come in any order, as plain ones and as segments, may be
 // interleaved with other objects, and may come more than once. A base holds for
 // its object until the next one. A data frame has at least one entry, no entry
-// but a base is empty, none is longer than PieceSize, or than patch.MaxHead if it is a
-// base, and the lengths add up to the contents.
+// but a base is empty, none is longer than PieceSize, patch.MaxSegment if it is a segment,
+// patch.MaxHead if it is a base, and the lengths add up to the contents.
 //
 // Every piece is checked against its sha256 in the TOC before anybody can read
 // it, and every object against its own before it is complete.

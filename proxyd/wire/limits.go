@@ -31,8 +31,11 @@ const (
 
 // longest is how many bytes an entry of a data frame may have.
 func longest(k Kind) int {
-	if k == KindBase {
+	switch k {
+	case KindBase:
 		return patch.MaxHead
+	case KindSegment:
+		return patch.MaxSegment
 	}
 	return toc.PieceSize
 }

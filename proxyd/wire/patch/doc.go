@@ -33,7 +33,7 @@
 // through, each gap bytes are as they were, and to the one after them the next
 // byte of values is added (modulo 256). All streams are used up when the piece
 // is whole. No op is empty, no segment has more than MaxOps, and with RD the
-// copies of a segment change at most 2048 times from one block of 64 KiB of
+// copies of a segment change at most 1024 times from one block of 64 KiB of
 // the old file to another.
 //
 // # Head
