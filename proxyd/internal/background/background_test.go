@@ -43,6 +43,26 @@ func TestLower(t *testing.T) {
 	}
 }
 
+// What is lower already stays so.
+func TestLowerRaisesNothing(t *testing.T) {
+	got := make(chan int)
+	const low = nice + 5
+	go func() {
+		runtime.LockOSThread() // ends with the goroutine
+		err := unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), low)
+		if err == nil {
+			err = Lower()
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		got <- niceness(t)
+	}()
+	if n := <-got; n != low {
+		t.Errorf("got nice %d, want %d", n, low)
+	}
+}
+
 func TestGuard(t *testing.T) {
 	failed := errors.New("failed")
 	for name, tc := range map[string]struct {

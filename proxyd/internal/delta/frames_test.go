@@ -127,6 +127,24 @@ func TestStreamOfFrames(t *testing.T) {
 	}
 }
 
+// However many are compressed at a time, the file is the same.
+func TestFramesAreWrittenInOrder(t *testing.T) {
+	f := freshFixture(t)
+	p := Make(f.img, nil, Order{Items: whole(3, 4, 5), Hot: 3})
+	var one bytes.Buffer
+	if err := WriteFrames(t.Context(), &one, f.img, p, f.packs, compress, 1); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(framesOf(t, f, Order{Items: whole(3, 4, 5), Hot: 3}), one.Bytes()) {
+		t.Error("three at a time make another file than one")
+	}
+	broken := errors.New("broken")
+	err := WriteFrames(t.Context(), io.Discard, f.img, p, f.packs, func(context.Context, []byte, []byte) ([]byte, error) { return nil, broken }, 3)
+	if !errors.Is(err, broken) {
+		t.Errorf("got %v, want what compress says", err)
+	}
+}
+
 func TestFramesAreSmaller(t *testing.T) {
 	f := freshFixture(t)
 	p := Make(f.img, nil, Order{Items: whole(3, 4, 5), Hot: 3})

@@ -124,8 +124,11 @@ func (p *predictor) natives(manifest *node) {
 	for _, name := range slices.Sorted(maps.Keys(m.Optional)) {
 		for d := "/" + parentOf(manifest.path); ; d = path.Dir(d) {
 			if dir := path.Join(d, "node_modules", name); p.view.dir(dir) != nil {
-				p.addAll(path.Join(dir, "package.json"))
-				p.loadDir(dir, &left, 0)
+				if !p.listed[dir] { // many packages may name it
+					p.listed[dir] = true
+					p.addAll(path.Join(dir, "package.json"))
+					p.loadDir(dir, &left, 0)
+				}
 				break
 			}
 			if d == "/" {

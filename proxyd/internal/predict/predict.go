@@ -109,7 +109,7 @@ type predictor struct {
 	ran      map[string]bool // programs and scripts already followed, by path and arguments
 	programs int
 	loaded   map[string]bool // modules already followed
-	listed   map[string]bool // directories whose distributions, and manifests whose native modules, are added
+	listed   map[string]bool // directories whose distributions, and manifests and packages whose native modules, are added
 	lazy     []lazyImport    // of Python: what functions import
 	own      []string        // directories that belong to the programs
 	names    []string        // base names of the programs

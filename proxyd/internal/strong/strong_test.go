@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -73,6 +74,9 @@ func TestCompress(t *testing.T) {
 			program(t, tc.script)
 			var log bytes.Buffer
 			c := New(noTurn, slog.New(slog.NewTextHandler(&log, nil)))
+			if one := c.Parallel() == 1; one != (tc.script == "") && runtime.GOMAXPROCS(0) > 1 {
+				t.Errorf("%d at a time", c.Parallel())
+			}
 			for what, in := range inputs {
 				out, err := c.Compress(t.Context(), []byte("before"), in)
 				if err != nil {
