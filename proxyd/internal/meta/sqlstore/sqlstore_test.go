@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
+	"errors"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -36,10 +37,41 @@ func TestPostgres(t *testing.T) {
 	t.Run("ReplicasMigrateAtOnce", func(t *testing.T) { testMigrateAtOnce(t, server.Database(t)) })
 	t.Run("LockAcrossReplicas", func(t *testing.T) { testLockAcrossReplicas(t, server.Database(t)) })
 	t.Run("LockOfDeadConnection", func(t *testing.T) { testLockOfDeadConnection(t, server.Database(t)) })
+	t.Run("LargerPieces", func(t *testing.T) {
+		dsn := server.Database(t)
+		testLargerPieces(t, dsn, "pgx", dsn)
+	})
 	t.Run("NewerVersion", func(t *testing.T) {
 		dsn := server.Database(t)
 		testNewerVersion(t, dsn, "pgx", dsn)
 	})
+}
+
+func TestSQLiteLargerPieces(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "db")
+	testLargerPieces(t, path, "sqlite", path)
+}
+
+// Of layers that were ingested with larger pieces nothing stays but the names of the files
+// that are to be deleted.
+func testLargerPieces(t *testing.T, dsn, driver, driverDSN string) {
+	ctx := t.Context()
+	s := open(t, dsn)
+	l := &meta.Layer{DiffID: sha256.Sum256([]byte("layer")), TOCKey: "toc/a", PackKey: "pack/a"}
+	b := &meta.LayerBlob{Digest: sha256.Sum256([]byte("blob")), Size: 1, DiffID: l.DiffID}
+	img := &meta.Image{Repo: "r", Manifest: sha256.Sum256([]byte("m")), Layers: []meta.ImageLayer{{Blob: b.Digest, DiffID: l.DiffID}}}
+	if err := errors.Join(s.PutLayer(ctx, l, b), s.PutImage(ctx, img), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	execute(t, driver, driverDSN, "DELETE FROM goose_db_version WHERE version_id = 12")
+	s = open(t, dsn)
+	defer s.Close()
+	if _, err := s.Layer(ctx, l.DiffID); !errors.Is(err, meta.ErrNotFound) {
+		t.Errorf("the layer: got %v, want ErrNotFound", err)
+	}
+	if gone, err := s.RemovedLayers(ctx); err != nil || len(gone) != 1 || gone[0].PackKey != l.PackKey || gone[0].TOCKey != l.TOCKey {
+		t.Errorf("files to delete: got %+v, %v", gone, err)
+	}
 }
 
 func TestSQLiteNewerVersion(t *testing.T) {
@@ -167,20 +199,26 @@ func testNewerVersion(t *testing.T, dsn, driver, driverDSN string) {
 	if err := open(t, dsn).Close(); err != nil {
 		t.Fatal(err)
 	}
-	if driver == "sqlite" {
-		driverDSN = "file:" + url.PathEscape(driverDSN)
+	execute(t, driver, driverDSN, "INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)")
+	if _, err := sqlstore.Open(t.Context(), dsn); err == nil || !strings.Contains(err.Error(), "999") {
+		t.Errorf("Open of a newer database: %v", err)
 	}
-	db, err := sql.Open(driver, driverDSN)
+}
+
+// execute runs a statement behind the back of a Store that is closed.
+func execute(t *testing.T, driver, dsn, statement string) {
+	t.Helper()
+	if driver == "sqlite" {
+		dsn = "file:" + url.PathEscape(dsn)
+	}
+	db, err := sql.Open(driver, dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := db.ExecContext(t.Context(), "INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, true)"); err != nil {
+	if _, err := db.ExecContext(t.Context(), statement); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
-	}
-	if _, err := sqlstore.Open(t.Context(), dsn); err == nil || !strings.Contains(err.Error(), "999") {
-		t.Errorf("Open of a newer database: %v", err)
 	}
 }
