@@ -11,6 +11,7 @@
 //   - the ELF interpreter and the needed libraries, breadth first as ld.so
 //     loads them: of large files first the headers, relocations and data that
 //     loading touches, and their code after all else that the start reads;
+//     tables of megabytes after that, and what is for debuggers last of all;
 //   - what every runtime reads from /etc;
 //   - the modules that Node and Python programs import, in import order; what
 //     functions import comes after what modules do;

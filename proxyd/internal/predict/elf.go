@@ -20,12 +20,16 @@ const (
 	maxString  = 4 << 10  // bytes of a name in the dynamic string table
 	maxNeeded  = 256      // libraries of one file
 	maxLoaded  = 1024     // libraries of one program
+	maxSymbols = 8 << 20  // bytes of the dynamic symbol table
 
 	maxInterp = 4096
 	// largeFile is the size, in bytes, from which a file comes in parts. What is missed
 	// costs a round trip each time, so that there must be much to gain. Of a library
 	// that only other libraries need, a start hardly ever runs anything.
 	largeFile, largeDeepFile = 16 << 20, 4 << 20
+	// largeTable is the size, in bytes, from which data is taken for a table in which few
+	// places are looked up, as ICU's of all languages: half of the bytes of Node.
+	largeTable = 2 << 20
 )
 
 var errNotELF = errors.New("not an ELF file")
@@ -41,10 +45,16 @@ type binaryInfo struct {
 	// loading are the parts of the file that are touched before any of its code runs:
 	// headers, symbols and relocations, data, and the entry.
 	loading []span
+	// tables are parts in which a program looks up little.
+	tables []span
+	// unloaded is what a run never reads: symbols and lines for debuggers.
+	unloaded span
 }
 
 // span is bytes [from, to) of a file.
 type span struct{ from, to uint64 }
+
+func (s span) covers(o span) bool { return s.from <= o.from && o.to <= s.to }
 
 type segment struct {
 	typ, off, vaddr, filesz uint64
@@ -85,9 +95,11 @@ func parseELF(readAt func([]byte, int64) (int, error)) (*binaryInfo, error) {
 		entry = order.Uint64(hdr[24:])
 	}
 	info.touch(segments, entry)
+	var end uint64
 	for _, s := range segments {
 		switch elf.ProgType(s.typ) {
 		case elf.PT_LOAD:
+			end = max(end, s.off+s.filesz)
 			if s.flags&elf.PF_W != 0 {
 				info.loading = append(info.loading, span{s.off, s.off + s.filesz})
 			}
@@ -98,6 +110,15 @@ func parseELF(readAt func([]byte, int64) (int, error)) (*binaryInfo, error) {
 		case elf.PT_DYNAMIC:
 			info.readDynamic(readAt, s, segments, order)
 		}
+	}
+	// What stands behind the headers of the sections is no section: programs append
+	// archives that they open as their own file.
+	sections := uint64(order.Uint32(hdr[32:]))
+	if elf.Class(info.class) == elf.ELFCLASS64 {
+		sections = order.Uint64(hdr[40:])
+	}
+	if end > 0 && sections > end {
+		info.unloaded = span{end, sections}
 	}
 	return info, nil
 }
@@ -170,6 +191,9 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 			info.loading = append(info.loading, span{off, off + max(all[length], 1)})
 		}
 	}
+	if from, ok := offset(segments, all[elf.DT_SYMTAB]); ok && table > all[elf.DT_SYMTAB] {
+		info.readSymbols(readAt, span{from, from + min(table-all[elf.DT_SYMTAB], maxSymbols)}, segments, order)
+	}
 	for _, t := range tags {
 		s := readString(readAt, table, tableSize, t.val, segments)
 		if s == "" {
@@ -182,6 +206,35 @@ func (info *binaryInfo) readDynamic(readAt func([]byte, int64) (int, error), dyn
 			info.rpath = strings.Split(s, ":")
 		case elf.DT_RUNPATH:
 			info.runpath = strings.Split(s, ":")
+		}
+	}
+}
+
+// readSymbols finds the large tables of a file that has room for some. Linkers write the
+// names right behind the symbols; nothing else says where these end.
+func (info *binaryInfo) readSymbols(readAt func([]byte, int64) (int, error), at span, segments []segment, order binary.ByteOrder) {
+	if !slices.ContainsFunc(segments, func(s segment) bool { return s.flags&(elf.PF_W|elf.PF_R) == elf.PF_R && s.filesz > largeTable }) {
+		return
+	}
+	size, is64 := uint64(16), elf.Class(info.class) == elf.ELFCLASS64
+	if is64 {
+		size = 24
+	}
+	b := make([]byte, 2048*size)
+	for ; at.from+size <= at.to; at.from += uint64(len(b)) {
+		n, err := readAt(b[:min(uint64(len(b)), at.to-at.from)], int64(at.from))
+		for s := b[:n]; uint64(len(s)) >= size; s = s[size:] {
+			typ, value, length := s[12], uint64(order.Uint32(s[4:])), uint64(order.Uint32(s[8:]))
+			if is64 {
+				typ, value, length = s[4], order.Uint64(s[8:]), order.Uint64(s[16:])
+			}
+			off, ok := offset(segments, value)
+			if ok && elf.ST_TYPE(typ) == elf.STT_OBJECT && length >= largeTable && len(info.tables) < maxNeeded {
+				info.tables = append(info.tables, span{off, off + length})
+			}
+		}
+		if err != nil {
+			return
 		}
 	}
 }
@@ -287,14 +340,18 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 }
 
 // addLoading adds an ELF file, or of a large one the pieces that loading it touches, and
-// returns the others.
+// returns the others that hold code. Of any file it puts off what a run never reads, and
+// tables in which it looks up little.
 func (p *predictor) addLoading(n *node, info *binaryInfo, large int64) (code []Item) {
-	if n.size <= large || n.object < 0 || p.seen[n.object] {
+	if n.object < 0 || p.seen[n.object] {
+		return nil
+	}
+	if n.size <= large && info.unloaded.to-info.unloaded.from < toc.PieceSize && len(info.tables) == 0 {
 		p.add(n)
 		return nil
 	}
 	pieces := (n.size + toc.PieceSize - 1) / toc.PieceSize
-	touched, count := make([]bool, pieces), 0
+	touched, count := make([]bool, pieces), int64(0)
 	for _, s := range info.loading {
 		for i := s.from / toc.PieceSize; i < uint64(pieces) && i*toc.PieceSize < s.to; i++ {
 			if !touched[i] {
@@ -303,14 +360,18 @@ func (p *predictor) addLoading(n *node, info *binaryInfo, large int64) (code []I
 			}
 		}
 	}
-	if int64(count) > pieces/2 {
-		p.add(n)
-		return nil
-	}
 	p.seen[n.object] = true
+	whole := n.size <= large || count > pieces/2
 	for i, t := range touched {
-		list := &code
-		if t {
+		list, piece := &code, span{uint64(i) * toc.PieceSize, min(uint64(i+1)*toc.PieceSize, uint64(n.size))}
+		switch {
+		case t:
+			list = &p.order
+		case info.unloaded.covers(piece):
+			list = &p.unloaded
+		case slices.ContainsFunc(info.tables, func(t span) bool { return t.covers(piece) }):
+			list = &p.late
+		case whole:
 			list = &p.order
 		}
 		if last := len(*list) - 1; last >= 0 && (*list)[last].Object == uint32(n.object) && (*list)[last].First+(*list)[last].Pieces == uint32(i) {

@@ -104,7 +104,8 @@ type predictor struct {
 	env     map[string]string
 
 	order    []Item
-	late     []Item          // code of large libraries, which hardly any start needs much of
+	late     []Item          // code of large libraries and large tables, which hardly any start needs much of
+	unloaded []Item          // what ELF files have for debuggers
 	seen     map[int]bool    // objects in order
 	ran      map[string]bool // programs and scripts already followed, by path and arguments
 	programs int
@@ -329,6 +330,7 @@ func (p *predictor) rest() {
 	for _, it := range items {
 		p.add(it.n)
 	}
+	p.order = append(p.order, p.unloaded...)
 }
 
 // ownPrefixes are the directories that belong to the programs by convention.

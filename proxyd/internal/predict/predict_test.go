@@ -1,6 +1,7 @@
 package predict
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -320,6 +321,45 @@ func TestLargeLibrary(t *testing.T) {
 	}
 	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); got[len(got)-1] != "aaa" {
 		t.Errorf("got %v, want what is unrelated last", got)
+	}
+}
+
+// What an ELF file has for debuggers comes last of all, its large tables at the end of
+// what is hot; what was appended to it is its own to read.
+func TestWhatARunHardlyReads(t *testing.T) {
+	const table, debug, archive = 5 << 20, 3 << 20, 1 << 20
+	prog := compiled(t, t.TempDir(), "prog", `
+		const char table[5<<20] = {1};
+		int main(void) { return table[1]; }
+		__asm__(".section .debug_all,\"\",@progbits\n.zero 3145728\n.text");`, "-Wl,-e,main", "-rdynamic")
+	at := int64(bytes.Index(prog, make([]byte, table-4096))) / toc.PieceSize
+	prog = append(prog, make([]byte, archive)...)
+	tr := newTree(map[string]string{"aaa": "unrelated", "usr/share/doc/x": "cold"})
+	tr.file("usr/bin/prog", prog, 0o755)
+	order, hot, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"prog"}}, tr, DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); !slices.Equal(got, []string{"usr/bin/prog", "aaa", "usr/share/doc/x"}) {
+		t.Errorf("got %v", got)
+	}
+	count := func(items []Item) (n uint32) {
+		for _, it := range items {
+			if it.Object == uint32(tr.at("/usr/bin/prog").Object) {
+				n += it.Pieces
+			}
+		}
+		return n
+	}
+	late, last := order[hot-1], order[len(order)-1]
+	if late.Pieces < table/toc.PieceSize-2 || int64(late.First) < at || int64(late.First) > at+1 {
+		t.Errorf("got %+v as the last of what is hot, want the table that begins in piece %d", late, at)
+	}
+	if last.Pieces < debug/toc.PieceSize-1 || count(order[hot:]) != last.Pieces {
+		t.Errorf("got %+v as the last of all, want what is for debuggers, and nothing more of the program in %v", last, order[hot:])
+	}
+	if end := last.First + last.Pieces; count(order) != uint32((len(prog)+toc.PieceSize-1)/toc.PieceSize) || count(order)-end < archive/toc.PieceSize {
+		t.Errorf("got %d pieces, of which those before %d are for debuggers: want what was appended after them", count(order), end)
 	}
 }
 
