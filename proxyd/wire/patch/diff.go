@@ -11,24 +11,29 @@ const (
 	glance  = 32   // bytes that are looked at when it may be right although bytes differ
 	gain    = 8    // bytes by which another alignment must be better
 	giveUp  = 4096 // bytes that an extension may be worse than at its best
+
+	// groupSize is how many bytes of the new file, pieces of it, get ops together: where
+	// bytes differ, a better alignment further on shows which of them were changed. Segments
+	// wait for their group, and its ops keep the limits of one.
+	groupSize = 4 * PieceSize
 )
 
-// differ finds the ops that make pieces of the new file from the old one. Both
+// differ finds the ops that make groups of pieces of the new file from the old one. Both
 // are thought of as laid side by side; an alignment is the distance between them.
 type differ struct {
 	old   *window
 	index *index
 	lazy  int // of glance bytes, how many must be equal to keep the alignment
 
-	align int64 // of the last bytes of the piece before
-	base  int64 // offset of the piece
+	align int64 // of the last bytes of the group before
+	base  int64 // offset of the group
 	nw    []byte
 	ops   []op
 	jumps jumps
 }
 
-// piece sets ops to those for the piece nw at offset base.
-func (d *differ) piece(base int64, nw []byte) error {
+// group sets ops to those for the group nw at offset base.
+func (d *differ) group(base int64, nw []byte) error {
 	d.base, d.nw, d.ops, d.jumps = base, nw, d.ops[:0], jumps{}
 	if p := base + d.align; p < 0 || p > d.old.size {
 		d.align = 0
@@ -83,7 +88,7 @@ func (d *differ) follow(o int64, b []byte) int {
 
 // full tells whether no op may be added but the last.
 func (d *differ) full() bool {
-	return len(d.ops) >= MaxOps-2 || d.old.reloc != nil && d.jumps.n >= maxJumps-2*PieceSize/relocBlock
+	return len(d.ops) >= MaxOps-2 || d.old.reloc != nil && d.jumps.n >= maxJumps-2*groupSize/relocBlock
 }
 
 // turn settles nw[last:scan] between the present alignment and the next one, which
@@ -101,7 +106,7 @@ func (d *differ) turn(last, scan int, next int64) int {
 	return scan - back
 }
 
-// end settles the rest of the piece.
+// end settles the rest of the group.
 func (d *differ) end(last int) {
 	if last < len(d.nw) {
 		d.add(last, d.forward(last, len(d.nw)), len(d.nw))

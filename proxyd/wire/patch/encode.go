@@ -65,13 +65,43 @@ func Encode(ctx context.Context, old, nw io.ReaderAt, oldSize, newSize int64, o 
 		}
 	}
 	var s builder
-	return e.run(ctx, reloc, func(d *differ, piece int, b []byte) error {
-		segment := s.segment(d.old, d.base, b, d.ops)
-		if d.old.err != nil {
-			return d.old.err
+	var ops []op
+	return e.run(ctx, reloc, func(d *differ) error {
+		base, b, left := d.base, d.nw, d.ops
+		for len(b) > 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			n := min(PieceSize, len(b))
+			ops, left = take(ops[:0], left, n)
+			segment := s.segment(d.old, base, b[:n], ops)
+			if d.old.err != nil {
+				return d.old.err
+			}
+			if err := emit(int(base/PieceSize), segment); err != nil {
+				return err
+			}
+			base, b = base+int64(n), b[n:]
 		}
-		return emit(piece, segment)
+		return nil
 	})
+}
+
+// take appends to first the ops that make the next n bytes, and returns those that are
+// left. It cuts an op that makes bytes of both in two.
+func take(first, ops []op, n int) (_, left []op) {
+	for n > 0 {
+		o := &ops[0]
+		c := op{old: o.old, copy: min(o.copy, n)}
+		c.lit = min(o.lit, n-c.copy)
+		n -= c.copy + c.lit
+		first = append(first, c)
+		o.old, o.copy, o.lit = o.old+int64(c.copy), o.copy-c.copy, o.lit-c.lit
+		if o.copy+o.lit == 0 {
+			ops = ops[1:]
+		}
+	}
+	return first, ops
 }
 
 type encoder struct {
@@ -81,8 +111,8 @@ type encoder struct {
 	relocates        bool
 }
 
-// run makes the ops of each piece, in order.
-func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ, piece int, b []byte) error) error {
+// run makes the ops of each group, in order.
+func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ) error) error {
 	const blockBits = 20
 	forIndex := min(e.options.Memory/4, 64<<20)
 	lazy := e.options.Lazy
@@ -98,19 +128,19 @@ func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ
 	if d.index, err = newIndex(ctx, d.old, int64(e.options.Step), forIndex); err != nil {
 		return err
 	}
-	buf := make([]byte, min(PieceSize, e.newSize))
-	for i := range pieces(e.newSize) {
+	buf := make([]byte, min(groupSize, e.newSize))
+	for base := int64(0); base < e.newSize; base += groupSize {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		b := buf[:pieceLen(e.newSize, i)]
-		if err := readFull(e.nw, b, int64(i)*PieceSize); err != nil {
+		b := buf[:min(groupSize, e.newSize-base)]
+		if err := readFull(e.nw, b, base); err != nil {
 			return err
 		}
-		if err := d.piece(int64(i)*PieceSize, b); err != nil {
+		if err := d.group(base, b); err != nil {
 			return err
 		}
-		if err := each(d, i, b); err != nil {
+		if err := each(d); err != nil {
 			return err
 		}
 	}
@@ -135,7 +165,7 @@ func (e *encoder) relocation(ctx context.Context) (*relocator, error) {
 	var reloc *relocator
 	for range e.options.Passes - 1 {
 		m := &mapper{}
-		err := e.run(ctx, reloc, func(d *differ, _ int, _ []byte) error {
+		err := e.run(ctx, reloc, func(d *differ) error {
 			m.add(d.base, d.ops)
 			return nil
 		})

@@ -20,7 +20,7 @@ type mapper struct {
 
 type copied struct{ old, shift, n int64 }
 
-// add takes note of the copies of a piece at offset base.
+// add takes note of the copies of a group at offset base.
 func (m *mapper) add(base int64, ops []op) {
 	for _, p := range ops {
 		shift := base - p.old

@@ -129,6 +129,27 @@ func roundTrip(t testing.TB, old, nw []byte, o Options) made {
 	return p
 }
 
+// TestBorders: what moved and was changed here and there is found although nothing in its
+// piece shows that it moved, as what comes after the piece does.
+func TestBorders(t *testing.T) {
+	const moved, region = 1000, 60 << 10
+	old := noise(7, 2*groupSize)
+	nw := slices.Concat(old[:PieceSize-region], old[PieceSize-region+moved:])
+	for i := PieceSize - region; i < PieceSize; i += 3 {
+		nw[i]++ // never 16 bytes in a row that could be found
+	}
+	for _, m := range []Method{HD, RD} {
+		p := roundTrip(t, old, nw, Options{Method: m})
+		parts, err := cut(p.segments[0][1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(parts.literal); n > region/100 {
+			t.Errorf("method %d: %d new bytes in the piece, want those of %d that were changed as values", m, n, region)
+		}
+	}
+}
+
 func (p made) bytes() (n int) {
 	for _, s := range p.segments {
 		n += len(s)
