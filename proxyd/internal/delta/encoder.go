@@ -89,18 +89,21 @@ const (
 // errNoGain ends the encoding of a patch that is hardly smaller than the object.
 var errNoGain = errors.New("the patch does not pay")
 
+// load gives a job the patch that was made before, if there is one.
+func (e *Encoder) load(ctx context.Context, j *job, from, to Source) (found bool, err error) {
+	if e.stored == nil {
+		return false, nil
+	}
+	p, err := e.stored.Patch(ctx, from, to)
+	if err != nil || p == nil {
+		return false, err
+	}
+	return true, errors.Join(j.load(p), p.Close())
+}
+
 // run makes the patch of a job between objects of two packs, on a goroutine that does
 // nothing else afterwards.
-func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source, method patch.Method) error {
-	if e.stored != nil {
-		p, err := e.stored.Patch(ctx, from, to)
-		if err != nil {
-			return err
-		}
-		if p != nil {
-			return errors.Join(j.load(p), p.Close())
-		}
-	}
+func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source) error {
 	weight := min(perPatch, 2*j.base.Size+1<<20, e.total)
 	if err := e.memory.Acquire(ctx, weight); err != nil {
 		return err
@@ -119,7 +122,7 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 	j.begin(start)
 	var sum, plain int
 	err := patch.Encode(ctx, readObject(old, from.Number, j.base), readObject(nw, to.Number, j.object), j.base.Size, j.object.Size,
-		patch.Options{Method: method, Memory: weight},
+		patch.Options{Method: j.method, Memory: weight},
 		func(piece int, s []byte) error {
 			if j.useless() {
 				return errNoGain
@@ -148,7 +151,7 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 			return nil
 		})
 	if took := time.Since(start); err == nil && j.object.Size >= 1<<20 {
-		e.learn(method, float64(j.object.Size)/took.Seconds())
+		e.learn(j.method, float64(j.object.Size)/took.Seconds())
 	}
 	return err
 }

@@ -45,6 +45,7 @@ type Patcher struct {
 	spawn func(j *job, object uint32) // makes a patch in the background
 	rate  atomic.Uint64               // of the link, as measured
 	least float64                     // what it is taken to be whatever was measured
+	slow  int                         // objects of which it was not known in time whether there is a patch; the sender's
 
 	mu   sync.Mutex
 	jobs map[uint32]*job // guarded by mu
@@ -69,6 +70,7 @@ type job struct {
 	pieces  []segment     // guarded by mu
 	n       int           // guarded by mu: pieces made
 	given   int           // guarded by mu: pieces sent plain
+	looking bool          // guarded by mu: the patch was made before, for all that is known
 	started time.Time     // guarded by mu
 	first   time.Time     // guarded by mu: when the first piece was made
 	done    bool          // guarded by mu: nothing more will come
@@ -164,7 +166,7 @@ func (p *Patcher) job(object uint32, hot bool) *job {
 	o := &p.img.Objects[object]
 	j := &job{
 		object: o, base: p.Bases.Object(base), of: base, method: patch.Auto,
-		pieces: make([]segment, o.NumPieces()), change: make(chan struct{}),
+		pieces: make([]segment, o.NumPieces()), change: make(chan struct{}), looking: p.Encoder.stored != nil,
 	}
 	if o.Size > patch.AutoRD || p.fast() || hot {
 		j.method = patch.HD
@@ -175,17 +177,22 @@ func (p *Patcher) job(object uint32, hot bool) *job {
 }
 
 func (p *Patcher) encode(ctx context.Context, j *job, object uint32) error {
+	at := p.img.places[object]
+	from := Source{j.base, p.Bases.Layers[j.of.Layer].DiffID, int(j.of.Object)}
+	to := Source{j.object, p.img.diffIDs[at.Layer], at.Object}
+	if found, err := p.Encoder.load(ctx, j, from, to); found || err != nil {
+		return err
+	}
+	j.looked()
 	old, err := p.Packs(ctx, j.of.Layer)
 	if err != nil {
 		return err
 	}
-	at := p.img.places[object]
 	nw, err := p.plan(ctx, at.Layer)
 	if err != nil {
 		return err
 	}
-	from := Source{j.base, p.Bases.Layers[j.of.Layer].DiffID, int(j.of.Object)}
-	return p.Encoder.run(ctx, j, old, nw, from, Source{j.object, p.img.diffIDs[at.Layer], at.Object}, j.method)
+	return p.Encoder.run(ctx, j, old, nw, from, to)
 }
 
 // linkRate is what the link carries, in bytes a second.
@@ -203,6 +210,13 @@ const lastPass = 4
 
 // maxPatience bounds how long a stream waits for a patch that saves bytes, not time.
 const maxPatience = 250 * time.Millisecond
+
+// maxLook is how long a stream waits to learn whether a patch was made before, which takes a
+// fraction of that. It has this patience for maxSlow objects.
+const (
+	maxLook = 50 * time.Millisecond
+	maxSlow = 4
+)
 
 // patience is how long an object may hold the stream up, if what is left of it takes plain
 // to be sent as it is stored. What a reader probably waits for
@@ -236,6 +250,12 @@ func (p *Patcher) take(object uint32, piece int, stored int64, waited time.Durat
 	if s.length > 0 {
 		j.pieces[piece] = segment{plain: true} // if asked for again
 		return j, s, nil, 0
+	}
+	if j.looking && !j.done && p.slow < maxSlow {
+		if waited < maxLook {
+			return j, segment{}, j.change, maxLook - waited
+		}
+		p.slow++
 	}
 	// The stream would wait for all of the object, a little for each piece.
 	wait, rest := p.left(j, piece)
@@ -288,6 +308,14 @@ func (j *job) put(piece int, s segment) {
 	if j.n = piece + 1; j.first.IsZero() {
 		j.first = time.Now()
 	}
+	j.changed()
+}
+
+// looked tells that the patch was not made before.
+func (j *job) looked() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.looking = false
 	j.changed()
 }
 

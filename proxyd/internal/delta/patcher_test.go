@@ -203,6 +203,7 @@ func TestUrgentPassesAWaitForAPatch(t *testing.T) {
 type storedPatches struct {
 	f, old *fixture
 	err    error
+	look   time.Duration // that it takes to find one
 }
 
 type storedPatch struct {
@@ -211,6 +212,11 @@ type storedPatch struct {
 }
 
 func (s *storedPatches) Patch(ctx context.Context, old, nw Source) (Patch, error) {
+	select {
+	case <-time.After(s.look):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	if s.err != nil {
 		return nil, s.err
 	}
@@ -263,6 +269,32 @@ func TestStreamUsesStoredPatches(t *testing.T) {
 			t.Errorf("%s: got %d segments", name, got)
 		} else if failure == nil && len(w.frames) >= got {
 			t.Errorf("%d frames for %d small segments and some objects", len(w.frames), got)
+		}
+	}
+}
+
+// A link that cannot wait for a patch to be made waits for one to be found, but not for a
+// store that does not answer.
+func TestStreamWaitsForStoredPatches(t *testing.T) {
+	f, old := updateFixture(t, rand.New(rand.NewPCG(1, 11)))
+	p := Make(f.img, nil, Order{})
+	p.Hot = len(p.Items)
+	for _, look := range []time.Duration{maxLook / 5, time.Hour} {
+		pt := patcherFor(f, old, p, &storedPatches{f: f, old: old, look: look})
+		pt.Rate = 1e12
+		if err := pt.Encoder.cpu.Acquire(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+		b := bundleWithHeader(t, func(w *wire.Writer) error {
+			return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
+		})
+		w := newWorker()
+		w.bases = old
+		if err := w.receive(f.img.Objects, b); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.kinds[wire.KindSegment]; (got > 0) != (look < maxLook) {
+			t.Errorf("got %d segments from a store that needs %v for each object", got, look)
 		}
 	}
 }
