@@ -11,14 +11,14 @@
 //   - the ELF interpreter and the needed libraries, breadth first as ld.so
 //     loads them: of large files first the headers, relocations and data that
 //     loading touches, and their code after all else that the start reads;
-//     tables of megabytes after that, and what is for debuggers last of all;
 //   - what every runtime reads from /etc;
-//   - the modules that Node and Python programs import, in import order; what
-//     functions import comes after what modules do;
+//   - the modules that Node, Python and Ruby programs load, in their order; what
+//     functions import, and what is loaded on first use, comes after that;
 //
-// then the working directory, the program's own directories, everything else,
-// and at last what a running program hardly ever opens: documentation,
-// translations, headers, static libraries, tests.
+// then the working directory and web roots, the program's own directories, tables of
+// megabytes in ELF files, everything else, and at last what a running program hardly ever
+// opens: documentation, translations, headers, static libraries, tests, and what ELF
+// files have for debuggers.
 //
 // Images are hostile input. Everything read is bounded by [Limits]; what does
 // not parse is skipped, never an error: a bad guess costs time, not correctness.

@@ -370,7 +370,7 @@ func (p *predictor) addLoading(n *node, info *binaryInfo, large int64) (code []I
 		case info.unloaded.covers(piece):
 			list = &p.unloaded
 		case slices.ContainsFunc(info.tables, func(t span) bool { return t.covers(piece) }):
-			list = &p.late
+			list = &p.tables
 		case whole:
 			list = &p.order
 		}

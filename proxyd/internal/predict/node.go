@@ -182,6 +182,7 @@ func (p *predictor) resolvePackage(modules, name string) *node {
 		return nil
 	}
 	if manifest := p.view.file(path.Join(root, "package.json")); manifest != nil && manifest.size < p.limits.Script {
+		p.add(manifest) // a module may have a nearer one
 		var m struct {
 			Exports json.RawMessage `json:"exports"`
 		}

@@ -104,7 +104,8 @@ type predictor struct {
 	env     map[string]string
 
 	order    []Item
-	late     []Item          // code of large libraries and large tables, which hardly any start needs much of
+	late     []Item          // code of large libraries, which hardly any start needs much of
+	tables   []Item          // large tables in ELF files, in which a start looks up little
 	unloaded []Item          // what ELF files have for debuggers
 	seen     map[int]bool    // objects in order
 	ran      map[string]bool // programs and scripts already followed, by path and arguments
@@ -159,10 +160,10 @@ func (p *predictor) plugins() {
 	p.addDir("/docker-entrypoint.d", 1<<20)
 	left := maxPlugins
 	for _, name := range p.names {
-		if strings.HasPrefix(name, "python") {
-			continue // its modules are found by their imports
+		if isVersionOf("python", name) || isVersionOf("ruby", name) {
+			continue // their modules are found by their imports
 		}
-		p.addDir("/etc/"+name, 64<<10)
+		p.addDir("/etc/"+name, 256<<10)
 		for _, lib := range []string{"/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/lib"} {
 			p.loadDir(path.Join(lib, name), &left, 0)
 		}
@@ -278,7 +279,7 @@ func environment(env []string) map[string]string {
 
 // The classes in which files are sent that nothing predicted.
 const (
-	classWork = iota // below the working directory
+	classWork = iota // below the working directory, or served from the usual places
 	classOwn         // directories of the programs
 	classRest
 	classCold // hardly ever opened
@@ -304,7 +305,7 @@ func (p *predictor) rest() {
 		switch {
 		case cold(n.path):
 			it.class = classCold
-		case work != "" && strings.HasPrefix(n.path, work+"/"):
+		case work != "" && strings.HasPrefix(n.path, work+"/"), hasPrefix(n.path, webRoots):
 			it.class = classWork
 		case hasPrefix(n.path, own):
 			it.class = classOwn
@@ -327,7 +328,12 @@ func (p *predictor) rest() {
 		}
 		return a.n.path < b.n.path
 	})
-	for _, it := range items {
+	first := sort.Search(len(items), func(i int) bool { return items[i].class >= classRest })
+	for _, it := range items[:first] {
+		p.add(it.n)
+	}
+	p.order = append(p.order, p.tables...)
+	for _, it := range items[first:] {
 		p.add(it.n)
 	}
 	p.order = append(p.order, p.unloaded...)
@@ -375,6 +381,7 @@ var (
 		".a", ".la", ".h", ".hpp", ".md", ".map", ".ts", ".tsx", ".flow", ".rst", ".html", ".pyi", ".gz", ".1", ".3",
 		".8", ".c", ".cc", ".markdown", ".coffee", ".pc", ".mo", ".po", ".pdf",
 	}
+	webRoots     = []string{"var/www/", "srv/", "usr/share/nginx/html/", "usr/local/apache2/htdocs/"}
 	coldPrefixes = []string{"var/lib/dpkg/", "var/lib/apt/", "lib/apk/", "var/cache/", "usr/share/perl", "boot/", "var/log/"}
 )
 

@@ -50,16 +50,48 @@ func TestOrder(t *testing.T) {
 				"app/server.js": "const a = require('./lib/a'); import b from \"b\"; require('fs');",
 				"app/lib/a.js":  "exports.x = require('../data.json')", "app/data.json": "{}",
 				"app/lib/unused.js":               "1",
-				"app/node_modules/b/package.json": `{"exports":{".":{"import":"./esm.mjs","node":{"require":"./x.cjs"}}}}`,
-				"app/node_modules/b/esm.mjs":      "1", "app/node_modules/b/x.cjs": "require('c/deep'); require('d')",
-				"app/node_modules/c/deep/index.js": "1",
-				"app/node_modules/d/package.json":  `{"exports":{".":[{"module-sync":"./sync.mjs","default":"./zz.js"}]}}`,
-				"app/node_modules/d/sync.mjs":      "1", "app/node_modules/d/zz.js": "2",
+				"app/node_modules/b/package.json": `{"exports":{".":{"import":"./esm.mjs","node":{"require":"./cjs/x.cjs"}}}}`,
+				"app/node_modules/b/esm.mjs":      "1", "app/node_modules/b/cjs/x.cjs": "require('c/deep'); require('d')",
+				"app/node_modules/b/cjs/package.json": `{"type":"commonjs"}`,
+				"app/node_modules/c/deep/index.js":    "1",
+				"app/node_modules/d/package.json":     `{"exports":{".":[{"module-sync":"./sync.mjs","default":"./zz.js"}]}}`,
+				"app/node_modules/d/sync.mjs":         "1", "app/node_modules/d/zz.js": "2",
 				"app/node_modules/b/README.md": "doc",
 			},
 			cfg:   Config{Cmd: []string{"node", "server.js"}, WorkingDir: "/app"},
-			want:  []string{"usr/local/bin/node", "app/package.json", "app/server.js", "app/lib/a.js", "app/data.json", "app/node_modules/b/package.json", "app/node_modules/b/x.cjs", "app/node_modules/c/deep/index.js", "app/node_modules/d/sync.mjs", "app/lib/unused.js", "app/node_modules/b/README.md"},
-			first: 14,
+			want:  []string{"usr/local/bin/node", "app/package.json", "app/server.js", "app/lib/a.js", "app/data.json", "app/node_modules/b/package.json", "app/node_modules/b/cjs/package.json", "app/node_modules/b/cjs/x.cjs", "app/node_modules/c/deep/index.js", "app/node_modules/d/sync.mjs", "app/lib/unused.js", "app/node_modules/b/README.md"},
+			first: 15,
+		},
+		{
+			name: "ruby loads the library and the gem of a stub",
+			files: map[string]string{
+				"usr/bin/ruby": "-> ruby3.1", "usr/bin/ruby3.1*": "r",
+				"usr/bin/puma*":                                      "#!/usr/bin/ruby\nrequire 'rubygems'\nload Gem.activate_bin_path('puma', 'puma', version)\n",
+				"usr/lib/ruby/vendor_ruby/rubygems.rb":               "require_relative 'rubygems/defaults'\nautoload :Late, 'rubygems/late'\n# require 'commented'\n",
+				"usr/lib/ruby/vendor_ruby/rubygems/defaults.rb":      "1",
+				"usr/lib/ruby/vendor_ruby/rubygems/late.rb":          "1",
+				"usr/lib/ruby/vendor_ruby/commented.rb":              "1",
+				"usr/lib/ruby/3.1.0/set.rb":                          "1",
+				"usr/lib/ruby/3.1.0/x86_64-linux/fast.so":            "not an ELF file",
+				"usr/lib/x86_64-linux-gnu/ruby/3.1.0/enc/encdb.so":   "not an ELF file",
+				"var/lib/gems/3.1.0/specifications/puma-5.6.gemspec": "spec",
+				"var/lib/gems/3.1.0/gems/puma-5.6/bin/puma":          "require 'puma/cli'",
+				"var/lib/gems/3.1.0/gems/puma-5.6/lib/puma/cli.rb":   "require 'set'\nrequire \"puma/#{x}\"\n  require_relative '../rest'\n",
+				"var/lib/gems/3.1.0/gems/puma-5.6/lib/rest.rb":       "",
+				"var/lib/gems/3.1.0/gems/puma-dev-1.0/bin/puma":      "require 'other'",
+				"app/config.ru": "require_relative 'app'\nrun App",
+				"app/app.rb":    "class App; end",
+				"app/data.bin":  "1",
+				"aaa":           "unrelated",
+			},
+			cfg: Config{Cmd: []string{"puma", "config.ru"}, WorkingDir: "/app"},
+			want: []string{
+				"usr/bin/puma", "usr/bin/ruby3.1", "usr/lib/ruby/vendor_ruby/rubygems.rb", "usr/lib/ruby/vendor_ruby/rubygems/defaults.rb",
+				"var/lib/gems/3.1.0/specifications/puma-5.6.gemspec", "var/lib/gems/3.1.0/gems/puma-5.6/bin/puma",
+				"var/lib/gems/3.1.0/gems/puma-5.6/lib/puma/cli.rb", "usr/lib/ruby/3.1.0/set.rb", "app/config.ru", "app/app.rb",
+				"usr/lib/ruby/vendor_ruby/rubygems/late.rb", "app/data.bin",
+			},
+			first: 12,
 		},
 		{
 			name: "npm start",
@@ -247,6 +279,7 @@ func FuzzOrder(f *testing.F) {
 	f.Add([]byte("from ..prog import (a, b)\nimport prog.x as y"), uint8(3))
 	f.Add([]byte("include /etc/*.conf\n/lib\n"), uint8(4))
 	f.Add([]byte(`{"exports":[{"require":{"default":"./a"}}],"main":"..","scripts":{"start":"npm start"}}`), uint8(5))
+	f.Add([]byte("require 'm'; require_relative('../prog')\nautoload :X, 'prog'\ngem 'm'\nload Gem.bin_path('m', 'x')"), uint8(7))
 	f.Fuzz(func(t *testing.T, b []byte, kind uint8) {
 		ls := &tree{}
 		ls.host(t, "/bin/true")
@@ -254,11 +287,12 @@ func FuzzOrder(f *testing.F) {
 			"bin/sh*": "s", "bin/node*": "n", "bin/python3*": "p", "app/x": "-> " + string(b[:min(len(b), 50)]),
 			"app/node_modules/m/package.json": string(b), "app/package.json": string(b), "etc/ld.so.conf": string(b),
 			"app/prog.js": string(b), "app/prog.py": string(b), "app/m/__init__.py": string(b), "lib/python3.1/encodings/__init__.py": string(b),
-			"bin/npm*": "n",
+			"bin/npm*": "n", "bin/ruby*": "r", "app/prog.rb": string(b), "app/Gemfile": string(b), "bin/bundle*": "#!/bin/ruby\n" + string(b),
+			"usr/lib/ruby/3.1.0/rubygems.rb": string(b), "var/lib/gems/3.1.0/gems/m-1/lib/m.rb": string(b), "var/lib/gems/3.1.0/gems/m-1/exe/x": string(b),
 		})
 		tr.file("bin/prog", b, 0o755)
 		tr.file("bin/true", ls.contents[0], 0o755)
-		argv := [][]string{{"prog", "a"}, {"sh", "/bin/prog", "node"}, {"node", "prog"}, {"python3", "prog.py", "m:x"}, {"/bin/true"}, {"npm", "start"}, {"app/x"}}
+		argv := [][]string{{"prog", "a"}, {"sh", "/bin/prog", "node"}, {"node", "prog"}, {"python3", "prog.py", "m:x"}, {"/bin/true"}, {"npm", "start"}, {"app/x"}, {"ruby", "prog.rb"}, {"bundle", "exec", "ruby", "prog.rb"}}
 		tr.paths(t, Config{Cmd: argv[int(kind)%len(argv)], WorkingDir: "app"})
 	})
 }
@@ -298,7 +332,7 @@ func compiled(t *testing.T, dir, name, src string, args ...string) []byte {
 // that the start reads.
 func TestLargeLibrary(t *testing.T) {
 	dir := t.TempDir()
-	lib := compiled(t, dir, "libbig.so", "const char big[20<<20] = {1}; char data[] = \"data\"; char *at = data; const char *f(void) { return big; }",
+	lib := compiled(t, dir, "libbig.so", "static const char big[20<<20] = {1}; char data[] = \"data\"; char *at = data; const char *f(void) { return big; }",
 		"-shared", "-fPIC", "-Wl,-soname,libbig.so")
 	prog := compiled(t, dir, "prog", "const char *f(void); int main(void) { return *f(); }", "-Wl,-e,main", "libbig.so")
 	tr := newTree(map[string]string{"aaa": "unrelated", "etc/nsswitch.conf": "early", "etc/services": "read in the end"})
@@ -324,8 +358,8 @@ func TestLargeLibrary(t *testing.T) {
 	}
 }
 
-// What an ELF file has for debuggers comes last of all, its large tables at the end of
-// what is hot; what was appended to it is its own to read.
+// What an ELF file has for debuggers comes last of all, its large tables before what has
+// nothing to do with it; what was appended to it is its own to read.
 func TestWhatARunHardlyReads(t *testing.T) {
 	const table, debug, archive = 5 << 20, 3 << 20, 1 << 20
 	prog := compiled(t, t.TempDir(), "prog", `
@@ -334,13 +368,13 @@ func TestWhatARunHardlyReads(t *testing.T) {
 		__asm__(".section .debug_all,\"\",@progbits\n.zero 3145728\n.text");`, "-Wl,-e,main", "-rdynamic")
 	at := int64(bytes.Index(prog, make([]byte, table-4096))) / toc.PieceSize
 	prog = append(prog, make([]byte, archive)...)
-	tr := newTree(map[string]string{"aaa": "unrelated", "usr/share/doc/x": "cold"})
+	tr := newTree(map[string]string{"aaa": "unrelated", "usr/share/doc/x": "cold", "var/www/html/index.html": "served"})
 	tr.file("usr/bin/prog", prog, 0o755)
 	order, hot, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"prog"}}, tr, DefaultLimits())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); !slices.Equal(got, []string{"usr/bin/prog", "aaa", "usr/share/doc/x"}) {
+	if got := tr.paths(t, Config{Cmd: []string{"prog"}}); !slices.Equal(got, []string{"usr/bin/prog", "var/www/html/index.html", "aaa", "usr/share/doc/x"}) {
 		t.Errorf("got %v", got)
 	}
 	count := func(items []Item) (n uint32) {
@@ -351,12 +385,13 @@ func TestWhatARunHardlyReads(t *testing.T) {
 		}
 		return n
 	}
-	late, last := order[hot-1], order[len(order)-1]
-	if late.Pieces < table/toc.PieceSize-2 || int64(late.First) < at || int64(late.First) > at+1 {
-		t.Errorf("got %+v as the last of what is hot, want the table that begins in piece %d", late, at)
+	// hot, what is served, the table, what has nothing to do with it, for debuggers
+	if late := order[hot+1]; late.Pieces < table/toc.PieceSize-2 || int64(late.First) < at || int64(late.First) > at+1 {
+		t.Errorf("got %+v in %v, want the table that begins in piece %d", late, order[hot:], at)
 	}
-	if last.Pieces < debug/toc.PieceSize-1 || count(order[hot:]) != last.Pieces {
-		t.Errorf("got %+v as the last of all, want what is for debuggers, and nothing more of the program in %v", last, order[hot:])
+	last := order[len(order)-1]
+	if last.Pieces < debug/toc.PieceSize-1 || count(order[hot+2:]) != last.Pieces {
+		t.Errorf("got %+v as the last of all, want what is for debuggers, and nothing more of the program in %v", last, order[hot+2:])
 	}
 	if end := last.First + last.Pieces; count(order) != uint32((len(prog)+toc.PieceSize-1)/toc.PieceSize) || count(order)-end < archive/toc.PieceSize {
 		t.Errorf("got %d pieces, of which those before %d are for debuggers: want what was appended after them", count(order), end)

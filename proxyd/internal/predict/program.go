@@ -100,8 +100,10 @@ func (p *predictor) interpret(name string, n *node, argv []string, dir string, d
 		p.shell(argv, dir, depth)
 	case base == "node" || base == "nodejs":
 		p.node(argv, dir, depth)
-	case isPython(base) || isPython(target):
+	case isVersionOf("python", base) || isVersionOf("python", target):
 		p.python(name, n, argv, dir, depth)
+	case isVersionOf("ruby", base) || isVersionOf("ruby", target):
+		p.ruby(argv, dir, depth)
 	case packageManagers[base]:
 		p.npm(argv, dir, depth)
 	case quiet[base]:
@@ -140,8 +142,9 @@ func (p *predictor) wrapped(args []string, dir string, depth int) {
 	}
 }
 
-func isPython(base string) bool {
-	v, ok := strings.CutPrefix(base, "python")
+// isVersionOf tells whether a program is an interpreter, like python3.11 of python.
+func isVersionOf(interpreter, base string) bool {
+	v, ok := strings.CutPrefix(base, interpreter)
 	return ok && strings.Trim(v, "0123456789.") == ""
 }
 
