@@ -127,7 +127,7 @@ func (p *predictor) natives(manifest *node) {
 				if !p.listed[dir] { // many packages may name it
 					p.listed[dir] = true
 					p.addAll(path.Join(dir, "package.json"))
-					p.loadDir(dir, &left, 0)
+					p.loadDir(dir, nil, &left, 0)
 				}
 				break
 			}

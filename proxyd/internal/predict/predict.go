@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"path"
+	"regexp"
 	"sort"
 	"strings"
 
@@ -126,7 +127,8 @@ func (p *predictor) start() {
 	p.early()
 	p.command(argv, p.workDir(), 0)
 	p.plugins()
-	for _, lib := range []string{"libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"} {
+	// What C libraries load at run time, for names and to end threads.
+	for _, lib := range []string{"libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"} {
 		if n := p.findLibrary(lib, p.searchDirs(nil, nil, 0), 0); n != nil {
 			p.add(n)
 		}
@@ -153,9 +155,12 @@ func (p *predictor) early() {
 // maxPlugins bounds the libraries that plugins follows.
 const maxPlugins = 128
 
+// moduleName is how configuration files name the shared objects that a program loads.
+var moduleName = regexp.MustCompile(`[\w.+-]+\.so\b`)
+
 // plugins adds the shared objects in the directories of the programs, such as the
-// modules of nginx, with their libraries: programs load them by names that stand in
-// configuration files. The scripts of official images' entrypoints are added too.
+// modules of nginx, with their libraries: those that configuration files name, or all of
+// them if none is named. The scripts of official images' entrypoints are added too.
 func (p *predictor) plugins() {
 	p.addDir("/docker-entrypoint.d", 1<<20)
 	left := maxPlugins
@@ -163,15 +168,39 @@ func (p *predictor) plugins() {
 		if isVersionOf("python", name) || isVersionOf("ruby", name) {
 			continue // their modules are found by their imports
 		}
+		named := make(map[string]bool)
+		p.configured("/etc/"+name, named, 0)
 		p.addDir("/etc/"+name, 256<<10)
 		for _, lib := range []string{"/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/lib"} {
-			p.loadDir(path.Join(lib, name), &left, 0)
+			p.loadDir(path.Join(lib, name), named, &left, 0)
 		}
 	}
 }
 
-// loadDir loads the shared objects of a directory and of those below it.
-func (p *predictor) loadDir(dir string, left *int, depth int) {
+// configured notes the shared objects that the configuration in a directory names. What
+// is merely available there is not in use.
+func (p *predictor) configured(dir string, named map[string]bool, depth int) {
+	d := p.view.dir(dir)
+	if d == nil || depth > 4 || strings.HasSuffix(dir, "-available") {
+		return
+	}
+	for _, name := range d.children {
+		if len(named) >= 1024 {
+			return
+		}
+		child := dir + "/" + name
+		p.configured(child, named, depth+1)
+		if n := p.view.file(child); n != nil && n.size <= 256<<10 {
+			for _, m := range moduleName.FindAll(p.script(n), 256) {
+				named[string(m)] = true
+			}
+		}
+	}
+}
+
+// loadDir loads the shared objects of a directory and of those below it: the named ones,
+// or all if none are.
+func (p *predictor) loadDir(dir string, named map[string]bool, left *int, depth int) {
 	d := p.view.dir(dir)
 	if d == nil || depth > 3 {
 		return
@@ -179,11 +208,11 @@ func (p *predictor) loadDir(dir string, left *int, depth int) {
 	for _, name := range d.children {
 		child := path.Join(dir, name)
 		if p.view.dir(child) != nil {
-			p.loadDir(child, left, depth+1)
+			p.loadDir(child, named, left, depth+1)
 			continue
 		}
 		n := p.view.file(child)
-		if n == nil || *left == 0 || !strings.HasSuffix(name, ".so") && !strings.HasSuffix(name, ".node") {
+		if n == nil || *left == 0 || !strings.HasSuffix(name, ".so") && !strings.HasSuffix(name, ".node") || len(named) > 0 && !named[name] {
 			continue
 		}
 		*left--

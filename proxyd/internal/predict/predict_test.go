@@ -443,3 +443,26 @@ func TestModulesOfAProgram(t *testing.T) {
 		}
 	}
 }
+
+// Of modules, those come that the configuration names, if it names any.
+func TestConfiguredModules(t *testing.T) {
+	dir := t.TempDir()
+	tr := newTree(map[string]string{
+		"usr/sbin/served*": "no ELF, but a program", "aaa/other": "x",
+		"etc/served/mods-available/used.load": "LoadModule used_module /usr/lib/served/used.so", "etc/served/mods-available/idle.load": "LoadModule idle_module /usr/lib/served/idle.so",
+		"etc/served/mods-enabled/used.load": "-> ../mods-available/used.load",
+	})
+	for _, name := range []string{"used.so", "idle.so"} {
+		tr.file("usr/lib/served/"+name, compiled(t, dir, name, "int f(void) { return 1; }", "-shared", "-fPIC"), 0o644)
+	}
+	order, hot, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"served"}}, tr, DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(name string) int {
+		return slices.IndexFunc(order, func(it Item) bool { return it.Object == uint32(tr.at("/usr/lib/served/"+name).Object) })
+	}
+	if used, idle := at("used.so"), at("idle.so"); used >= hot || idle < hot {
+		t.Errorf("got the module that is used at %d, the one that is not at %d; want the first among the %d that are hot", used, idle, hot)
+	}
+}
