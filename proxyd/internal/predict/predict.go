@@ -135,7 +135,35 @@ func (p *predictor) start() {
 	}
 	p.addAll("/etc/ssl/certs/ca-certificates.crt", "/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt",
 		"/usr/lib/locale/locale-archive", "/etc/services", "/etc/protocols", "/etc/mime.types", "/etc/profile", "/etc/shadow")
+	left := maxServed
+	for _, root := range webRoots {
+		p.serve("/"+root, &left)
+	}
 	p.order = append(p.order, p.late...)
+}
+
+// maxServed bounds the files that are taken for the first to be served.
+const maxServed = 64
+
+// serve adds small files of a web root, those in its directories last.
+func (p *predictor) serve(root string, left *int) {
+	d := p.view.dir(root)
+	if d == nil || strings.Count(root, "/") > 8 {
+		return
+	}
+	var dirs []string
+	for _, name := range d.children {
+		child := path.Join(root, name)
+		if p.view.dir(child) != nil {
+			dirs = append(dirs, child)
+		} else if n := p.view.file(child); n != nil && n.size <= 64<<10 && *left > 0 {
+			*left--
+			p.add(n)
+		}
+	}
+	for _, dir := range dirs {
+		p.serve(dir, left)
+	}
 }
 
 // early adds small files that C libraries and runtimes read at their start,

@@ -335,7 +335,7 @@ func TestLargeLibrary(t *testing.T) {
 	lib := compiled(t, dir, "libbig.so", "static const char big[20<<20] = {1}; char data[] = \"data\"; char *at = data; const char *f(void) { return big; }",
 		"-shared", "-fPIC", "-Wl,-soname,libbig.so")
 	prog := compiled(t, dir, "prog", "const char *f(void); int main(void) { return *f(); }", "-Wl,-e,main", "libbig.so")
-	tr := newTree(map[string]string{"aaa": "unrelated", "etc/nsswitch.conf": "early", "etc/services": "read in the end"})
+	tr := newTree(map[string]string{"aaa": "unrelated", "etc/nsswitch.conf": "early", "etc/services": "read in the end", "var/www/html/a/index.html": "served"})
 	tr.file("usr/lib/libbig.so", lib, 0o644)
 	tr.file("usr/bin/prog", prog, 0o755)
 	order, hot, err := Order(t.Context(), tr.entries, Config{Cmd: []string{"prog"}}, tr, DefaultLimits())
@@ -346,6 +346,9 @@ func TestLargeLibrary(t *testing.T) {
 	object := func(name string) uint32 { return uint32(tr.at("/" + name).Object) }
 	first := slices.IndexFunc(order, func(it Item) bool { return it.Object == object("usr/lib/libbig.so") })
 	services := slices.Index(order, Item{Object: object("etc/services")})
+	if served := slices.Index(order, Item{Object: object("var/www/html/a/index.html")}); served != hot-2 {
+		t.Errorf("got what is served at %d, want it right before the code of the library, the last of %d", served, hot)
+	}
 	if first < 0 || first > services || order[first].First != 0 || order[first].Pieces != 1 {
 		t.Fatalf("got %v of %d pieces, want the first piece of object %d before object %d", order, pieces, object("usr/lib/libbig.so"), object("etc/services"))
 	}
@@ -385,13 +388,13 @@ func TestWhatARunHardlyReads(t *testing.T) {
 		}
 		return n
 	}
-	// hot, what is served, the table, what has nothing to do with it, for debuggers
-	if late := order[hot+1]; late.Pieces < table/toc.PieceSize-2 || int64(late.First) < at || int64(late.First) > at+1 {
+	// hot, the table, what has nothing to do with it, for debuggers
+	if late := order[hot]; late.Pieces < table/toc.PieceSize-2 || int64(late.First) < at || int64(late.First) > at+1 {
 		t.Errorf("got %+v in %v, want the table that begins in piece %d", late, order[hot:], at)
 	}
 	last := order[len(order)-1]
-	if last.Pieces < debug/toc.PieceSize-1 || count(order[hot+2:]) != last.Pieces {
-		t.Errorf("got %+v as the last of all, want what is for debuggers, and nothing more of the program in %v", last, order[hot+2:])
+	if last.Pieces < debug/toc.PieceSize-1 || count(order[hot+1:]) != last.Pieces {
+		t.Errorf("got %+v as the last of all, want what is for debuggers, and nothing more of the program in %v", last, order[hot+1:])
 	}
 	if end := last.First + last.Pieces; count(order) != uint32((len(prog)+toc.PieceSize-1)/toc.PieceSize) || count(order)-end < archive/toc.PieceSize {
 		t.Errorf("got %d pieces, of which those before %d are for debuggers: want what was appended after them", count(order), end)
