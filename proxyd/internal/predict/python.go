@@ -20,6 +20,9 @@ var pythonStart = []string{
 // pythonImport is an import statement.
 var pythonImport = regexp.MustCompile(`^(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+\(?([\w, \t*]*)|import[ \t]+([\w., \t]+))`)
 
+// openImport is the first line of an import that goes on in the next.
+var openImport = regexp.MustCompile(`^[ \t]*from[ \t]+[\w.]+[ \t]+import[ \t]*\([^)]*$`)
+
 // lazyImport is what a function imports: needed soon, but not at once.
 type lazyImport struct {
 	module string
@@ -244,6 +247,9 @@ func (p *predictor) pyLoad(file string, source *node, parent string, isPackage b
 		p.distributions(paths)
 	case "importlib.metadata":
 		p.distributions(paths)
+	case "pytz": // opens all time zones, its own or those of the system, to see which there are
+		p.addDir(path.Join(path.Dir(file), "zoneinfo"), 256<<10)
+		p.addDir("/usr/share/zoneinfo", 256<<10)
 	case "platform":
 		p.addAll("/usr/bin/uname") // asks it for the processor
 	case "sysconfig":
@@ -326,7 +332,16 @@ func (p *predictor) pySource(text []byte, pkg string, paths []string, depth int)
 	}
 	const outside = -1
 	block, typing := outside, false // indentation of the function or condition around, and which
+	var open []byte                 // an import in parentheses, as one line
 	for line := range bytes.Lines(text) {
+		if open != nil || openImport.Match(line) {
+			line, _, _ = bytes.Cut(line, []byte("#"))
+			open = append(append(open, bytes.TrimRight(line, " \t\r\n")...), ' ')
+			if !bytes.ContainsRune(line, ')') && len(open) < 64<<10 {
+				continue
+			}
+			line, open = open, nil
+		}
 		code := bytes.TrimLeft(line, " \t")
 		if len(bytes.TrimSpace(code)) == 0 || code[0] == '#' {
 			continue
