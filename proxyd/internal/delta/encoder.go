@@ -82,6 +82,9 @@ const (
 	worthSmall = 60
 	// tried is how many pieces decide whether a patch is worth it.
 	tried = 3 << 20 / toc.PieceSize
+	// near is how far away from its place something is looked for in the old object while a
+	// stream waits, in bytes: files that grow by more at once are rare.
+	near = 4 << 20
 	// perPatch bounds the memory that a patch takes.
 	perPatch = 96 << 20
 )
@@ -120,10 +123,13 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 	_ = background.Lower()
 	start := time.Now()
 	j.begin(start)
+	o := patch.Options{Method: j.method, Memory: weight}
+	if j.method == patch.HD {
+		o.Ahead = near // a reader may wait for the first segment
+	}
 	var sum, plain int
 	err := patch.Encode(ctx, readObject(old, from.Number, j.base), readObject(nw, to.Number, j.object), j.base.Size, j.object.Size,
-		patch.Options{Method: j.method, Memory: weight},
-		func(piece int, s []byte) error {
+		o, func(piece int, s []byte) error {
 			if j.useless() {
 				return errNoGain
 			}

@@ -25,6 +25,7 @@ func BenchmarkPair(b *testing.B) {
 			o    Options
 		}{
 			{"hd", Options{Method: HD}},
+			{"hd-near", Options{Method: HD, Ahead: 4 << 20}},
 			{"hd-strong", Options{Method: HD, Lazy: -1, Step: 4}},
 			{"rd", Options{Method: RD}},
 			{"rd-strong", Options{Method: RD, Lazy: -1, Step: 4, Passes: 3}},

@@ -28,6 +28,9 @@ type Options struct {
 	Lazy int
 	// Step is the distance of the places in the old file that are found; 0 is 8.
 	Step int
+	// Ahead is how far behind its own place in the old file something is looked for, in
+	// bytes; 0 is all of the file, which is read before the first segment is made.
+	Ahead int64
 	// Passes of RD: the map gets better with each; 0 is 2.
 	Passes int
 	// Memory bounds what is held of the old file and of its index, in bytes; 0 is 192
@@ -124,10 +127,7 @@ func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ
 		lazy = 20
 	}
 	d := &differ{lazy: lazy, old: newWindow(e.old, e.oldSize, blockBits, e.options.Memory-forIndex, reloc)}
-	var err error
-	if d.index, err = newIndex(ctx, d.old, int64(e.options.Step), forIndex); err != nil {
-		return err
-	}
+	d.index = newIndex(e.oldSize, int64(e.options.Step), forIndex)
 	buf := make([]byte, min(groupSize, e.newSize))
 	for base := int64(0); base < e.newSize; base += groupSize {
 		if err := ctx.Err(); err != nil {
@@ -135,6 +135,13 @@ func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ
 		}
 		b := buf[:min(groupSize, e.newSize-base)]
 		if err := readFull(e.nw, b, base); err != nil {
+			return err
+		}
+		to := e.oldSize
+		if e.options.Ahead > 0 {
+			to = base + groupSize + max(0, e.oldSize-e.newSize) + e.options.Ahead
+		}
+		if err := d.index.grow(ctx, d.old, to); err != nil {
 			return err
 		}
 		if err := d.group(base, b); err != nil {

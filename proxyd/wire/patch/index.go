@@ -15,40 +15,45 @@ const anchor = 16 // bytes that are hashed
 type index struct {
 	table []uint32
 	step  int64
-	shift uint // of the hash, for the slot
-	place uint // bits of an entry that say the place
+	shift uint  // of the hash, for the slot
+	place uint  // bits of an entry that say the place
+	next  int64 // offset from which on nothing is found
 }
 
-// newIndex reads all of w. It takes about memory bytes at most and widens the step as
-// needed.
-func newIndex(ctx context.Context, w *window, step, memory int64) (*index, error) {
+// newIndex returns an index for files of size bytes, in which nothing is found yet. It
+// takes about memory bytes at most and widens the step as needed.
+func newIndex(size, step, memory int64) *index {
 	slots := bits.Len64(uint64(max(memory/4, 1<<8))) - 1
-	step = max(step, (w.size+1<<slots-1)>>slots)
-	n := uint64(w.size/step + 1)
+	step = max(step, (size+1<<slots-1)>>slots)
+	n := uint64(size/step + 1)
 	slots = min(slots, max(bits.Len64(n), 8))
-	x := &index{table: make([]uint32, 1<<slots), step: step, shift: uint(64 - slots), place: uint(bits.Len64(n))}
-	for o := int64(0); o < w.size; {
+	return &index{table: make([]uint32, 1<<slots), step: step, shift: uint(64 - slots), place: uint(bits.Len64(n))}
+}
+
+// grow reads w up to offset to, and to the end of the block there, unless it did.
+func (x *index) grow(ctx context.Context, w *window, to int64) error {
+	for to = min(to, w.size); x.next < to; {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
-		b := w.from(o)
+		b := w.from(x.next)
 		if w.err != nil {
-			return nil, w.err
+			return w.err
 		}
-		end := o + int64(len(b))
-		p := (o + step - 1) / step * step
-		for ; p+anchor <= end; p += step {
+		o, end := x.next, x.next+int64(len(b))
+		p := (o + x.step - 1) / x.step * x.step
+		for ; p+anchor <= end; p += x.step {
 			h, plain := hash(b[p-o:])
 			if plain {
 				continue // a run: it would be found everywhere
 			}
 			if e := &x.table[h>>x.shift]; *e == 0 {
-				*e = x.tag(h) | uint32(p/step+1)
+				*e = x.tag(h) | uint32(p/x.step+1)
 			}
 		}
-		o = end
+		x.next = end
 	}
-	return x, nil
+	return nil
 }
 
 // tag returns the bits of a hash that stand in an entry.

@@ -94,6 +94,7 @@ func TestRoundTrip(t *testing.T) {
 			"hd":      {Method: HD},
 			"rd":      {Method: RD, Passes: 3},
 			"strong":  {Lazy: -1, Step: 1},
+			"near":    {Method: HD, Ahead: 1},
 			"windows": {Method: RD, Memory: 1}, // the least that it can do with
 		} {
 			t.Run(p.name+"/"+name, func(t *testing.T) { roundTrip(t, p.old, p.nw, o) })
@@ -147,6 +148,32 @@ func TestBorders(t *testing.T) {
 		if n := len(parts.literal); n > region/100 {
 			t.Errorf("method %d: %d new bytes in the piece, want those of %d that were changed as values", m, n, region)
 		}
+	}
+}
+
+// TestAhead: the first segment does not wait until all of the old file was read, and what
+// moved less than that is found all the same.
+func TestAhead(t *testing.T) {
+	const ahead, moved = 1 << 20, 300 << 10
+	old := noise(8, 16<<20)
+	nw := slices.Concat(old[moved:], noise(9, moved))
+	var read int64
+	counting := readerAtFunc(func(b []byte, off int64) (int, error) {
+		read = max(read, off+int64(len(b)))
+		return bytes.NewReader(old).ReadAt(b, off)
+	})
+	size, before := 0, false
+	err := Encode(t.Context(), counting, bytes.NewReader(nw), int64(len(old)), int64(len(nw)), Options{Method: HD, Ahead: ahead},
+		func(piece int, s []byte) error {
+			size += len(s)
+			before = before || piece == 0 && read <= groupSize+ahead+2<<20
+			return nil
+		})
+	if err != nil || !before {
+		t.Errorf("error %v, or %d bytes of the old file were read before the first segment", err, read)
+	}
+	if size > moved+64<<10 {
+		t.Errorf("got a patch of %d bytes, want hardly more than the %d that are new", size, moved)
 	}
 }
 
