@@ -37,6 +37,9 @@ type Patcher struct {
 	// Known: the link has carried Rate. If it carries less than half of that now, it is
 	// the worker that is slow for a moment: a patch that comes late does not make it faster.
 	Known bool
+	// Link, if not nil, tells how many bytes have arrived of all that the connection was
+	// given, and whether some wait to be sent. It returns the time that it was given.
+	Link func(now time.Time) (_ time.Time, arrived uint64, waiting bool)
 	// Patient waits for every patch that pays: nobody waits for the stream.
 	Patient bool
 

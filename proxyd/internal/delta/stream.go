@@ -75,12 +75,13 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 	g.Go(func() error {
 		var link meter
 		for f := range ready {
-			before := time.Now()
+			if m.patcher != nil && m.patcher.Link != nil && !m.patcher.Patient {
+				if rate := link.look(m.patcher.Link(time.Now())); rate > 0 {
+					m.patcher.rate.Store(uint64(rate))
+				}
+			}
 			if err := w.Data(f.index, f.contents, f.compressed); err != nil {
 				return err
-			}
-			if rate := link.add(len(f.contents), time.Since(before)); rate > 0 && m.patcher != nil && !m.patcher.Patient {
-				m.patcher.rate.Store(uint64(rate))
 			}
 			spare <- f // has room for all frames
 		}
@@ -123,27 +124,32 @@ func (m *maker) all(ctx context.Context, p *Plan, steer Steer) error {
 	return m.hurry(ctx, true)
 }
 
-// meter measures what a link carries.
+// meter measures what a link carries. What is written says nothing of that: the kernel
+// takes a megabyte or two at once, and a stream that waits for patches leaves the link idle.
 type meter struct {
-	seen int // bytes in all
-	n    int // bytes since the last rate
-	took time.Duration
+	from  uint64 // bytes that had arrived when the measurement began
+	began time.Time
+	under bool // a measurement is under way
 }
 
-// add tells how long a write took, and returns the rate in bytes a second once in
-// a while, else 0. What comes first goes into the buffers and tells nothing.
-func (m *meter) add(n int, took time.Duration) float64 {
-	const buffered, enough = 512 << 10, 256 << 10
-	if m.seen += n; m.seen < buffered {
+// look is called before each write, with the bytes that have arrived since the connection
+// began, and whether others still wait to be sent: then the link was busy since the write
+// before. It returns the rate in bytes a second once in a while, else 0.
+func (m *meter) look(now time.Time, arrived uint64, waiting bool) float64 {
+	const enough, long = 256 << 10, 5 * time.Millisecond
+	if !waiting {
+		m.under = false
 		return 0
 	}
-	m.n += n
-	m.took += took
-	if m.n < enough {
+	n, took := arrived-m.from, now.Sub(m.began)
+	if m.under && (n < enough || took < long) {
 		return 0
 	}
-	rate := float64(m.n) / max(m.took.Seconds(), 1e-6)
-	m.n, m.took = 0, 0
+	rate := 0.0
+	if m.under {
+		rate = float64(n) / took.Seconds()
+	}
+	m.from, m.began, m.under = arrived, now, true
 	return rate
 }
 

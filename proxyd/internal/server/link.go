@@ -47,6 +47,23 @@ func linkRate(ctx context.Context) (rate float64, known bool) {
 	return nearRate, false
 }
 
+// watch is for delta.Patcher.Link; nil if the kernel does not tell.
+func watch(ctx context.Context) func(time.Time) (time.Time, uint64, bool) {
+	l, ok := linkOf(ctx)
+	if !ok {
+		return nil
+	}
+	return func(now time.Time) (_ time.Time, arrived uint64, waiting bool) {
+		// If it fails, nothing is waiting, and nothing is measured.
+		_ = l.raw.Control(func(fd uintptr) {
+			if info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+				arrived, waiting = info.Bytes_acked, info.Notsent_bytes > 0
+			}
+		})
+		return now, arrived, waiting
+	}
+}
+
 // rtt is the shortest that the kernel has seen: others have queues in them.
 func (l tcpLink) rtt() (rtt time.Duration, err error) {
 	cerr := l.raw.Control(func(fd uintptr) {
