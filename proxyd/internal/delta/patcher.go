@@ -37,9 +37,9 @@ type Patcher struct {
 	// Known: the link has carried Rate. If it carries less than half of that now, it is
 	// the worker that is slow for a moment: a patch that comes late does not make it faster.
 	Known bool
-	// Link, if not nil, tells how many bytes have arrived of all that the connection was
-	// given, and whether some wait to be sent. It returns the time that it was given.
-	Link func(now time.Time) (_ time.Time, arrived uint64, waiting bool)
+	// Link, if not nil, is asked before each write what the link is known to carry, in
+	// bytes a second; 0 if that is not known now.
+	Link func() float64
 	// Patient waits for every patch that pays: nobody waits for the stream.
 	Patient bool
 

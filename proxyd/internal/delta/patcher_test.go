@@ -376,31 +376,6 @@ type sentBase struct {
 	head  []byte
 }
 
-// Only a link that is busy all the time tells what it carries.
-func TestMeter(t *testing.T) {
-	began := time.Now()
-	type look struct {
-		at      time.Duration
-		arrived uint64
-		waiting bool
-		want    float64
-	}
-	for name, looks := range map[string][]look{
-		"busy":                {{0, 100, true, 0}, {50 * time.Millisecond, 300_100, true, 6e6}, {100 * time.Millisecond, 800_100, true, 10e6}},
-		"few bytes":           {{0, 0, true, 0}, {50 * time.Millisecond, 1000, true, 0}, {100 * time.Millisecond, 400_000, true, 4e6}},
-		"taken by the kernel": {{0, 0, true, 0}, {time.Microsecond, 2 << 20, true, 0}},
-		"idle at times":       {{0, 0, true, 0}, {50 * time.Millisecond, 300_000, false, 0}, {100 * time.Millisecond, 600_000, true, 0}, {150 * time.Millisecond, 900_000, true, 6e6}},
-		"always idle":         {{0, 0, false, 0}, {50 * time.Millisecond, 300_000, false, 0}, {100 * time.Millisecond, 600_000, false, 0}},
-	} {
-		var m meter
-		for i, l := range looks {
-			if got := m.look(began.Add(l.at), l.arrived, l.waiting); got != l.want {
-				t.Errorf("%s, look %d: got %g, want %g", name, i, got, l.want)
-			}
-		}
-	}
-}
-
 // A worker on a local network is not made to wait because it was slow for a moment.
 func TestLinkRate(t *testing.T) {
 	for _, tt := range []struct {

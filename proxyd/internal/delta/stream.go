@@ -2,7 +2,6 @@ package delta
 
 import (
 	"context"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -73,10 +72,9 @@ func Stream(ctx context.Context, w *wire.Writer, img *Image, p *Plan, packs Pack
 		return m.all(ctx, p, steer)
 	}))
 	g.Go(func() error {
-		var link meter
 		for f := range ready {
-			if m.patcher != nil && m.patcher.Link != nil && !m.patcher.Patient {
-				if rate := link.look(m.patcher.Link(time.Now())); rate > 0 {
+			if m.patcher != nil && m.patcher.Link != nil {
+				if rate := m.patcher.Link(); rate > 0 {
 					m.patcher.rate.Store(uint64(rate))
 				}
 			}
@@ -122,35 +120,6 @@ func (m *maker) all(ctx context.Context, p *Plan, steer Steer) error {
 		return err
 	}
 	return m.hurry(ctx, true)
-}
-
-// meter measures what a link carries. What is written says nothing of that: the kernel
-// takes a megabyte or two at once, and a stream that waits for patches leaves the link idle.
-type meter struct {
-	from  uint64 // bytes that had arrived when the measurement began
-	began time.Time
-	under bool // a measurement is under way
-}
-
-// look is called before each write, with the bytes that have arrived since the connection
-// began, and whether others still wait to be sent: then the link was busy since the write
-// before. It returns the rate in bytes a second once in a while, else 0.
-func (m *meter) look(now time.Time, arrived uint64, waiting bool) float64 {
-	const enough, long = 256 << 10, 5 * time.Millisecond
-	if !waiting {
-		m.under = false
-		return 0
-	}
-	n, took := arrived-m.from, now.Sub(m.began)
-	if m.under && (n < enough || took < long) {
-		return 0
-	}
-	rate := 0.0
-	if m.under {
-		rate = float64(n) / took.Seconds()
-	}
-	m.from, m.began, m.under = arrived, now, true
-	return rate
 }
 
 func receive[T any](ctx context.Context, c <-chan T) (v T, err error) {

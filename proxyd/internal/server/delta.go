@@ -362,6 +362,9 @@ func (b *bundle) data(ctx context.Context, im *image, plan *delta.Plan, patches 
 	defer packs.close()
 	if !b.dry {
 		b.w.stream = st
+		if g := newGauge(ctx, b.w.pace); g != nil && patches != nil {
+			patches.Link = g.rate
+		}
 	}
 	var skipped []delta.Item
 	skip := func(object uint32, piece int) bool {

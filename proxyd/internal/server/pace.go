@@ -103,6 +103,15 @@ func (p *pacer) look(now time.Time) {
 	}
 }
 
+// carries is what the connection is known to carry, in bytes a second; 0 while BBR searches
+// for that and has not been ended.
+func (p *pacer) carries() float64 {
+	if p.settled || p.limited {
+		return p.rate
+	}
+	return 0
+}
+
 // search has BBR find the rate of the way again. On one that others were using when the
 // connection was new, it may have taken its share for all there is; then it asks for a
 // quarter more in every eighth round trip, which takes seconds. And if a full queue made it

@@ -51,7 +51,6 @@ func (s *Server) patching(ctx context.Context, im *image, plan *delta.Plan, req 
 	p.packs = s.library.packSet(open)
 	p.Patcher = &delta.Patcher{Encoder: s.encoder, Bases: bases, Packs: p.packs.pack}
 	p.Rate, p.Known = linkRate(ctx)
-	p.Link = watch(ctx)
 	return p, nil
 }
 
