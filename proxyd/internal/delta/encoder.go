@@ -123,7 +123,7 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 	_ = background.Lower()
 	start := time.Now()
 	j.begin(start)
-	o := patch.Options{Method: j.method, Memory: weight}
+	o := patch.Options{Method: j.method, Memory: weight, Skip: j.skip}
 	if j.method == patch.HD {
 		o.Ahead = near // a reader may wait for the first segment
 	}

@@ -70,14 +70,16 @@ type job struct {
 	based        bool   // the base has been sent; used by the sender only
 
 	mu      sync.Mutex
-	pieces  []segment     // guarded by mu
-	n       int           // guarded by mu: pieces made
-	given   int           // guarded by mu: pieces sent plain
-	looking bool          // guarded by mu: the patch was made before, for all that is known
-	started time.Time     // guarded by mu
-	first   time.Time     // guarded by mu: when the first piece was made
-	done    bool          // guarded by mu: nothing more will come
-	change  chan struct{} // guarded by mu: closed when any of it changes
+	pieces  []segment           // guarded by mu
+	n       int                 // guarded by mu: pieces done with
+	made    int                 // guarded by mu: segments made
+	recent  [lastPass]time.Time // guarded by mu: when the last of them were, in a ring
+	given   int                 // guarded by mu: pieces sent plain
+	looking bool                // guarded by mu: the patch was made before, for all that is known
+	started time.Time           // guarded by mu
+	first   time.Time           // guarded by mu: when the first piece was made
+	done    bool                // guarded by mu: nothing more will come
+	change  chan struct{}       // guarded by mu: closed when any of it changes
 }
 
 // segment is a piece of a job; the zero segment has not been made.
@@ -209,7 +211,7 @@ func (p *Patcher) linkRate() float64 {
 func (p *Patcher) fast() bool { return p.linkRate() >= fastRate }
 
 // lastPass is how many pieces tell how fast the last pass over an object goes.
-const lastPass = 4
+const lastPass = 16
 
 // maxPatience bounds how long a stream waits for a patch that saves bytes, not time.
 const maxPatience = 250 * time.Millisecond
@@ -264,9 +266,17 @@ func (p *Patcher) take(object uint32, piece int, stored int64, waited time.Durat
 	wait, rest := p.left(j, piece)
 	if s.plain || j.done || hurry || waited+rest > p.patience(plain, hot) {
 		j.given++
+		j.pieces[piece].plain = true
 		return j, segment{}, nil, 0
 	}
 	return j, segment{}, j.change, max(wait, time.Millisecond)
+}
+
+// skip tells whether a piece was sent without its segment, which need not be made any more.
+func (j *job) skip(piece int) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.pieces[piece].plain
 }
 
 // useless tells whether all pieces of j were sent without it.
@@ -290,8 +300,9 @@ func (p *Patcher) left(j *job, piece int) (wait, rest time.Duration) {
 		return rest, rest
 	}
 	each := max(whole-j.first.Sub(j.started), whole/10) / time.Duration(len(j.pieces))
-	if j.n > lastPass {
-		each = time.Since(j.first) / time.Duration(j.n-1)
+	if j.made > lastPass {
+		// Programs have parts that take several times as long as others.
+		each = max(time.Since(j.first)/time.Duration(j.made-1), time.Since(j.recent[j.made%lastPass])/lastPass)
 	}
 	return each * time.Duration(piece+1-j.n), each * time.Duration(len(j.pieces)-j.n)
 }
@@ -307,10 +318,15 @@ func (j *job) begin(now time.Time) {
 func (j *job) put(piece int, s segment) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.pieces[piece] = s
-	if j.n = piece + 1; j.first.IsZero() {
-		j.first = time.Now()
+	if !j.pieces[piece].plain { // it was sent meanwhile
+		j.pieces[piece] = s
 	}
+	now := time.Now()
+	if j.n = piece + 1; j.first.IsZero() {
+		j.first = now
+	}
+	j.recent[j.made%lastPass] = now
+	j.made++
 	j.changed()
 }
 

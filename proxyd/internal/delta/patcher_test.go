@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -422,13 +423,20 @@ func TestPatienceIsForTheWhole(t *testing.T) {
 		{"a slow link, the first pieces are there", 12.5e6, 4, ms(600), ms(0), false},
 		{"a slow link, more are", 12.5e6, 40, ms(700), ms(100), false},
 		{"a slow link and a slow processor", 12.5e6, 40, ms(3000), ms(1000), true},
+		{"a slow link, and slower lately", 12.5e6, 40, ms(700), ms(101), true},
 		{"a fast link, not begun", 125e6, 0, time.Time{}, time.Time{}, true},
 		{"a fast link, the first pieces are there", 125e6, 4, ms(600), ms(0), true},
 		{"a fast link, more are", 125e6, 40, ms(700), ms(100), true},
 	} {
 		j := &job{
 			object: &toc.Object{Size: pieces * toc.PieceSize}, method: patch.HD, change: make(chan struct{}),
-			pieces: make([]segment, pieces), n: tt.made, started: tt.started, first: tt.first,
+			pieces: make([]segment, pieces), n: tt.made, made: tt.made, started: tt.started, first: tt.first,
+		}
+		for i := range tt.made {
+			j.recent[i%lastPass] = tt.first.Add(now.Sub(tt.first) * time.Duration(i) / time.Duration(tt.made))
+			if strings.Contains(tt.what, "lately") {
+				j.recent[i%lastPass] = tt.first
+			}
 		}
 		p := &Patcher{Encoder: NewEncoder(1, 1, nil), Rate: tt.rate, jobs: map[uint32]*job{7: j}}
 		_, s, change, wait := p.take(7, tt.made, stored*(pieces-int64(tt.made))/pieces, 0, true, false)

@@ -31,6 +31,9 @@ type Options struct {
 	// Ahead is how far behind its own place in the old file something is looked for, in
 	// bytes; 0 is all of the file, which is read before the first segment is made.
 	Ahead int64
+	// Skip, if not nil, tells of which pieces no segment is needed. It is asked right before
+	// they would be made, and is of use if it leaves out several in a row.
+	Skip func(piece int) bool
 	// Passes of RD: the map gets better with each; 0 is 2.
 	Passes int
 	// Memory bounds what is held of the old file and of its index, in bytes; 0 is 192
@@ -69,7 +72,7 @@ func Encode(ctx context.Context, old, nw io.ReaderAt, oldSize, newSize int64, o 
 	}
 	var s builder
 	var ops []op
-	return e.run(ctx, reloc, func(d *differ) error {
+	return e.run(ctx, reloc, o.Skip, func(d *differ) error {
 		base, b, left := d.base, d.nw, d.ops
 		for len(b) > 0 {
 			if err := ctx.Err(); err != nil {
@@ -77,6 +80,10 @@ func Encode(ctx context.Context, old, nw io.ReaderAt, oldSize, newSize int64, o 
 			}
 			n := min(PieceSize, len(b))
 			ops, left = take(ops[:0], left, n)
+			if o.Skip != nil && o.Skip(int(base/PieceSize)) {
+				base, b = base+int64(n), b[n:]
+				continue
+			}
 			segment := s.segment(d.old, base, b[:n], ops)
 			if d.old.err != nil {
 				return d.old.err
@@ -88,6 +95,16 @@ func Encode(ctx context.Context, old, nw io.ReaderAt, oldSize, newSize int64, o 
 		}
 		return nil
 	})
+}
+
+// skips tells whether all pieces of n bytes from offset base on are left out.
+func skips(skip func(piece int) bool, base int64, n int) bool {
+	for i := base / PieceSize; i*PieceSize < base+int64(n); i++ {
+		if !skip(int(i)) {
+			return false
+		}
+	}
+	return true
 }
 
 // take appends to first the ops that make the next n bytes, and returns those that are
@@ -114,8 +131,8 @@ type encoder struct {
 	relocates        bool
 }
 
-// run makes the ops of each group, in order.
-func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ) error) error {
+// run makes the ops of each group, in order, but not of those that are left out.
+func (e *encoder) run(ctx context.Context, reloc *relocator, skip func(piece int) bool, each func(d *differ) error) error {
 	const blockBits = 20
 	forIndex := min(e.options.Memory/4, 64<<20)
 	lazy := e.options.Lazy
@@ -134,6 +151,9 @@ func (e *encoder) run(ctx context.Context, reloc *relocator, each func(d *differ
 			return err
 		}
 		b := buf[:min(groupSize, e.newSize-base)]
+		if skip != nil && skips(skip, base, len(b)) {
+			continue
+		}
 		if err := readFull(e.nw, b, base); err != nil {
 			return err
 		}
@@ -172,7 +192,7 @@ func (e *encoder) relocation(ctx context.Context) (*relocator, error) {
 	var reloc *relocator
 	for range e.options.Passes - 1 {
 		m := &mapper{}
-		err := e.run(ctx, reloc, func(d *differ) error {
+		err := e.run(ctx, reloc, nil, func(d *differ) error {
 			m.add(d.base, d.ops)
 			return nil
 		})

@@ -151,6 +151,39 @@ func TestBorders(t *testing.T) {
 	}
 }
 
+// TestSkip: what nobody needs is not made, and the others are as good.
+func TestSkip(t *testing.T) {
+	old := noise(8, 12*PieceSize)
+	nw := edited(old, 3, 50)
+	for _, m := range []Method{HD, RD} {
+		needed := func(piece int) bool { return piece < 1 || piece > 8 }
+		a, err := NewApplier(bytes.NewReader(old), int64(len(old)), int64(len(nw)), nil, GoodMemory)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var made []int
+		err = Encode(t.Context(), bytes.NewReader(old), bytes.NewReader(nw), int64(len(old)), int64(len(nw)),
+			Options{Method: m, Skip: func(piece int) bool { return !needed(piece) }},
+			func(piece int, s []byte) error {
+				made = append(made, piece)
+				got, err := a.Apply(nil, piece, s)
+				if !bytes.Equal(got, nw[piece*PieceSize:min(len(nw), (piece+1)*PieceSize)]) || len(s) > PieceSize/8 {
+					t.Errorf("piece %d is not what was patched, or not small: %d bytes", piece, len(s))
+				}
+				return err
+			})
+		var want []int
+		for i := range pieces(int64(len(nw))) {
+			if needed(i) {
+				want = append(want, i)
+			}
+		}
+		if err != nil || !slices.Equal(made, want) {
+			t.Errorf("error %v, got segments of pieces %v, want %v", err, made, want)
+		}
+	}
+}
+
 // TestAhead: the first segment does not wait until all of the old file was read, and what
 // moved less than that is found all the same.
 func TestAhead(t *testing.T) {
