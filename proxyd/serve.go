@@ -65,6 +65,9 @@ func serve(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := blobs.DeleteBelow(server.StaleFrames); err != nil {
+		return err
+	}
 	tickets, err := cfg.tickets()
 	if err != nil {
 		return err

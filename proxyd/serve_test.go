@@ -2,6 +2,8 @@ package main
 
 import (
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -40,5 +42,26 @@ func TestConnectionsAreTuned(t *testing.T) {
 		}
 	}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// Frames of a version before are of no use, and nothing else would ever remove them.
+func TestServeRemovesStaleFrames(t *testing.T) {
+	data := t.TempDir()
+	stale, good := filepath.Join(data, "blobs/frames/1/sha256/aa/bb"), filepath.Join(data, "blobs/frames/2/sha256/aa/bb")
+	for _, f := range []string{stale, good} {
+		if err := os.MkdirAll(filepath.Dir(f), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(f, []byte("frames"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	startProxyd(t, "", "--data-dir", data)
+	if _, err := os.Stat(stale); !os.IsNotExist(err) {
+		t.Errorf("frames of a version before: %v", err)
+	}
+	if _, err := os.Stat(good); err != nil {
+		t.Errorf("frames of this version: %v", err)
 	}
 }

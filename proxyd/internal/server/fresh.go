@@ -58,6 +58,9 @@ func (f *fresh) close() {
 // with the format and with how frames are put together.
 func FramesKey(manifest toc.Digest) string { return "frames/2/" + manifest.Path() }
 
+// StaleFrames is what the keys of frames of the versions before begin with.
+const StaleFrames = "frames/1"
+
 // open returns the frames of an image, which must be released, or nil if there are
 // none yet; then they are made.
 func (f *fresh) open(ctx context.Context, im *image) (*framesFile, error) {

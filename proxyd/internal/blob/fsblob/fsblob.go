@@ -106,6 +106,17 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	return nil
 }
 
+// DeleteBelow removes all blobs whose keys begin with the segments of key.
+func (s *Store) DeleteBelow(key string) error {
+	if err := blob.CheckKey(key); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.path(key)); err != nil && !errors.Is(err, unix.ENOTDIR) {
+		return s.fail("delete all below", key, err)
+	}
+	return nil
+}
+
 func (s *Store) path(key string) string {
 	return filepath.Join(s.blobs, filepath.FromSlash(key))
 }

@@ -1,6 +1,7 @@
 package fsblob_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -50,5 +51,27 @@ func TestNewSweepsWhatDeadProcessesLeft(t *testing.T) {
 	ents, err := os.ReadDir(filepath.Join(dir, "tmp"))
 	if err != nil || len(ents) != 0 {
 		t.Errorf("temporary files left: %v, %v", ents, err)
+	}
+}
+
+func TestDeleteBelow(t *testing.T) {
+	s := open(t, t.TempDir())
+	for _, key := range []string{"made/1/a/b", "made/1/c", "made/10/a", "made/2/a"} {
+		if err := blob.Put(t.Context(), s, key, []byte(key)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, key := range []string{"made/1", "never", "made/2/a/below-a-file"} {
+		if err := s.DeleteBelow(key); err != nil {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	for key, want := range map[string]bool{"made/1/a/b": false, "made/1/c": false, "made/10/a": true, "made/2/a": true} {
+		if _, err := s.Stat(t.Context(), key); (err == nil) != want {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	if err := s.DeleteBelow("../outside"); !errors.Is(err, blob.ErrKey) {
+		t.Errorf("got %v for a key that leads outside", err)
 	}
 }
