@@ -14,6 +14,7 @@
 //   - what every runtime reads from /etc;
 //   - the modules that Node, Python and Ruby programs load, in their order; what
 //     functions import, and what is loaded on first use, comes after that;
+//   - what a JVM reads of its home, and the archives of its class path;
 //
 // then the working directory and web roots, the program's own directories, tables of
 // megabytes in ELF files, everything else, and at last what a running program hardly ever

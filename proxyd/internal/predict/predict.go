@@ -126,6 +126,7 @@ func (p *predictor) start() {
 	argv := append(append([]string{}, p.cfg.Entrypoint...), p.cfg.Cmd...)
 	p.early()
 	p.command(argv, p.workDir(), 0)
+	p.javaHome()
 	p.plugins()
 	// What C libraries load at run time, for names and to end threads.
 	for _, lib := range []string{"libgcc_s.so.1", "libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2"} {
@@ -202,6 +203,9 @@ func (p *predictor) plugins() {
 		for _, lib := range []string{"/usr/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/local/lib"} {
 			p.loadDir(path.Join(lib, name), named, &left, 0)
 		}
+	}
+	for _, dir := range p.own {
+		p.addDir("/etc/"+path.Base(dir), 256<<10)
 	}
 }
 

@@ -3,6 +3,7 @@ package predict
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -92,6 +93,32 @@ func TestOrder(t *testing.T) {
 				"usr/lib/ruby/vendor_ruby/rubygems/late.rb", "app/data.bin",
 			},
 			first: 12,
+		},
+		{
+			name: "java, by a script that knows its home",
+			files: map[string]string{
+				"bin/sh*": "s", "usr/lib/jvm/17/bin/java*": "j", "usr/lib/jvm/17/lib/jvm.cfg": "-> /etc/jvm.cfg", "etc/jvm.cfg": "c",
+				"usr/lib/jvm/17/lib/modules": "m", "usr/lib/jvm/17/conf/security/java.security": "p", "usr/lib/jvm/17/lib/other": "o",
+				"opt/cat/bin/run.sh*": "#!/bin/sh\n. \"$CAT_HOME\"/bin/env.sh\nCP=\"$CP\"\"$CAT_HOME\"/bin/boot.jar\nexec \"$_RUNJAVA\" -cp $CP\n",
+				"opt/cat/bin/env.sh":  "x=1", "opt/cat/bin/boot.jar": "b", "opt/cat/lib/a.jar": "-> ../../../usr/share/java/a.jar",
+				"usr/share/java/a.jar": "a", "etc/cat/server.xml": "x", "aaa": "unrelated",
+			},
+			cfg: Config{Cmd: []string{"/opt/cat/bin/run.sh"}, Env: []string{"JAVA_HOME=/usr/lib/jvm/17", "CAT_HOME=/opt/cat"}},
+			want: []string{
+				"opt/cat/bin/run.sh", "bin/sh", "opt/cat/bin/env.sh", "opt/cat/bin/boot.jar", "etc/jvm.cfg", "usr/lib/jvm/17/lib/modules",
+				"usr/lib/jvm/17/conf/security/java.security", "usr/share/java/a.jar", "etc/cat/server.xml", "aaa",
+			},
+			first: 11,
+		},
+		{
+			name: "java with a class path",
+			files: map[string]string{
+				"usr/bin/java": "-> ../lib/jvm/8/bin/java", "usr/lib/jvm/8/bin/java*": "j", "usr/lib/jvm/8/jre/lib/rt.jar": "r",
+				"app/libs/a.jar": "a", "app/libs/note.txt": "n", "app/b.jar": "b", "app/conf.yml": "c", "app/zzz": "unrelated",
+			},
+			cfg:   Config{Entrypoint: []string{"java", "-Xmx1g", "-cp", "libs/*:b.jar", "Main", "conf.yml"}, WorkingDir: "/app"},
+			want:  []string{"usr/lib/jvm/8/bin/java", "usr/lib/jvm/8/jre/lib/rt.jar", "app/libs/a.jar", "app/b.jar", "app/conf.yml", "app/libs/note.txt", "app/zzz"},
+			first: 7,
 		},
 		{
 			name: "npm start",
@@ -289,12 +316,12 @@ func FuzzOrder(f *testing.F) {
 			"bin/sh*": "s", "bin/node*": "n", "bin/python3*": "p", "app/x": "-> " + string(b[:min(len(b), 50)]),
 			"app/node_modules/m/package.json": string(b), "app/package.json": string(b), "etc/ld.so.conf": string(b),
 			"app/prog.js": string(b), "app/prog.py": string(b), "app/m/__init__.py": string(b), "lib/python3.1/encodings/__init__.py": string(b),
-			"bin/npm*": "n", "bin/ruby*": "r", "app/prog.rb": string(b), "app/Gemfile": string(b), "bin/bundle*": "#!/bin/ruby\n" + string(b),
+			"bin/npm*": "n", "bin/java*": "j", "lib/modules": string(b), "bin/ruby*": "r", "app/prog.rb": string(b), "app/Gemfile": string(b), "bin/bundle*": "#!/bin/ruby\n" + string(b),
 			"usr/lib/ruby/3.1.0/rubygems.rb": string(b), "var/lib/gems/3.1.0/gems/m-1/lib/m.rb": string(b), "var/lib/gems/3.1.0/gems/m-1/exe/x": string(b),
 		})
 		tr.file("bin/prog", b, 0o755)
 		tr.file("bin/true", ls.contents[0], 0o755)
-		argv := [][]string{{"prog", "a"}, {"sh", "/bin/prog", "node"}, {"node", "prog"}, {"python3", "prog.py", "m:x"}, {"/bin/true"}, {"npm", "start"}, {"app/x"}, {"ruby", "prog.rb"}, {"bundle", "exec", "ruby", "prog.rb"}}
+		argv := [][]string{{"prog", "a"}, {"sh", "/bin/prog", "node"}, {"node", "prog"}, {"python3", "prog.py", "m:x"}, {"/bin/true"}, {"npm", "start"}, {"app/x"}, {"ruby", "prog.rb"}, {"bundle", "exec", "ruby", "prog.rb"}, {"java", "-cp", "/app/*:" + string(b[:min(len(b), 9)]), "-jar", "app/prog.js"}}
 		tr.paths(t, Config{Cmd: argv[int(kind)%len(argv)], WorkingDir: "app"})
 	})
 }
@@ -401,6 +428,34 @@ func TestWhatARunHardlyReads(t *testing.T) {
 	if end := last.First + last.Pieces; count(order) != uint32((len(prog)+toc.PieceSize-1)/toc.PieceSize) || count(order)-end < archive/toc.PieceSize {
 		t.Errorf("got %d pieces, of which those before %d are for debuggers: want what was appended after them", count(order), end)
 	}
+}
+
+// Of the modules of a JDK come the index and what is behind it; of a large archive the
+// directory at its end.
+func TestLargeJava(t *testing.T) {
+	modules := make([]byte, startModules+4*toc.PieceSize+1)
+	for i, word := range []uint32{0xCAFEDADA, 1 << 16, 0, 10, 10, toc.PieceSize, toc.PieceSize} {
+		binary.LittleEndian.PutUint32(modules[4*i:], word)
+	}
+	tr := newTree(map[string]string{"usr/lib/jvm/17/bin/java*": "j", "app/other": "x"})
+	tr.file("usr/lib/jvm/17/lib/modules", modules, 0o644)
+	tr.file("app/app.jar", make([]byte, 3*toc.PieceSize), 0o644)
+	cfg := Config{Cmd: []string{"/usr/lib/jvm/17/bin/java", "-jar", "app.jar"}, WorkingDir: "/app"}
+	order, hot, err := Order(t.Context(), tr.entries, cfg, tr, DefaultLimits())
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := func(name string) uint32 { return uint32(tr.at("/" + name).Object) }
+	first := uint32(startModules/toc.PieceSize + 3)
+	for _, want := range []Item{{object("usr/lib/jvm/17/lib/modules"), 0, first}, {object("app/app.jar"), 2, 1}, {object("app/app.jar"), 0, 2}} {
+		if i := slices.Index(order[:hot], want); i < 0 {
+			t.Errorf("%+v is not in %+v", want, order[:hot])
+		}
+	}
+	if i := slices.Index(order[hot:], Item{object("usr/lib/jvm/17/lib/modules"), first, 2}); i < 0 {
+		t.Errorf("the other modules are not in %+v", order[hot:])
+	}
+	tr.paths(t, cfg) // all of it, once
 }
 
 // Native modules of the platform are optional dependencies, and no script has their names.

@@ -104,6 +104,8 @@ func (p *predictor) interpret(name string, n *node, argv []string, dir string, d
 		p.python(name, n, argv, dir, depth)
 	case isVersionOf("ruby", base) || isVersionOf("ruby", target):
 		p.ruby(argv, dir, depth)
+	case base == "java":
+		p.java(n, argv, dir)
 	case packageManagers[base]:
 		p.npm(argv, dir, depth)
 	case quiet[base]:

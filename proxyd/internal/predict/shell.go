@@ -2,8 +2,27 @@ package predict
 
 import (
 	"path"
+	"regexp"
 	"strings"
 )
+
+// variable is how a script names one, alone within quotes or not.
+var variable = regexp.MustCompile(`"\$\{?(\w+)\}?"|\$(\w+)|\$\{(\w+)\}`)
+
+// expand puts in what the image's configuration says that variables hold.
+func (p *predictor) expand(line string) string {
+	if !strings.Contains(line, "$") {
+		return line
+	}
+	n := 0
+	return variable.ReplaceAllStringFunc(line, func(v string) string {
+		value := p.env[strings.Trim(v, `"${}`)]
+		if n++; value == "" || len(value) > 1024 || n > 64 {
+			return v
+		}
+		return value
+	})
+}
 
 // maxWords bounds the words looked at in one script.
 const maxWords = 20000
@@ -40,6 +59,7 @@ func (p *predictor) text(script string, args []string, dir string, depth int) {
 		if strings.HasPrefix(strings.TrimSpace(line), "#") {
 			continue
 		}
+		line = p.expand(line)
 		if !ranArgs && (strings.Contains(line, `exec "$@"`) || strings.Contains(line, "exec $@") || strings.Contains(line, "exec $*")) {
 			ranArgs = true
 			p.arguments(args, dir, depth)

@@ -1,0 +1,152 @@
+package predict
+
+import (
+	"encoding/binary"
+	"path"
+	"strings"
+
+	"github.com/starlight-delta/starlight/proxyd/wire/toc"
+)
+
+// javaStart is what every JVM reads below its home, in its order; of older ones, below jre.
+var javaStart = []string{
+	"lib/libjli.so", "lib/jvm.cfg", "lib/server/libjvm.so", "lib/libjimage.so", "lib/modules", "lib/libjava.so", "lib/server/classes.jsa",
+	"lib/rt.jar", "lib/libverify.so", "lib/libjsvml.so", "lib/libnio.so", "lib/libnet.so", "lib/libzip.so", "conf/security/java.security",
+	"lib/security/java.security", "lib/tzdb.dat", "conf/logging.properties", "lib/libmanagement.so", "lib/libmanagement_ext.so", "lib/libextnet.so",
+	"conf/net.properties",
+}
+
+// startModules is how much of the modules of a JDK a start reads from, behind their
+// index: the build puts there what programs load first (jlink --order-resources).
+const startModules = 13 << 20
+
+// java follows "java [options] -jar file | class".
+func (p *predictor) java(n *node, argv []string, dir string) {
+	p.jvm("/" + parentOf(parentOf(n.path)))
+	for i := 1; i < len(argv); i++ {
+		switch arg := argv[i]; {
+		case (arg == "-cp" || arg == "-classpath" || arg == "--class-path" || arg == "-p" || arg == "--module-path") && i+1 < len(argv):
+			i++
+			for entry := range strings.SplitSeq(argv[i], ":") {
+				name, all := strings.CutSuffix(abs(dir, entry), "/*")
+				if p.jar(p.view.file(name)); all || p.view.dir(name) != nil {
+					p.jars(name)
+				}
+			}
+		case arg == "-jar" && i+1 < len(argv):
+			name := abs(dir, argv[i+1])
+			p.jar(p.view.file(name))
+			p.jars(path.Join(path.Dir(name), "lib"))
+			p.words(argv[i+2:], dir)
+			return
+		case strings.HasPrefix(arg, "@"):
+			p.add(p.view.file(abs(dir, arg[1:])))
+		case strings.HasPrefix(arg, "-javaagent:"):
+			name, _, _ := strings.Cut(strings.TrimPrefix(arg, "-javaagent:"), "=")
+			p.jar(p.view.file(abs(dir, name)))
+		default:
+			p.words(argv[i:i+1], dir)
+		}
+	}
+}
+
+// javaHome follows a JVM that some script starts by a name that is put together, and adds
+// the libraries beside the script.
+func (p *predictor) javaHome() {
+	home := p.env["JAVA_HOME"]
+	if home == "" || p.view.file(home+"/bin/java") == nil {
+		return
+	}
+	if n := p.view.file(home + "/bin/java"); !p.seen[n.object] {
+		if info, err := p.parse(n); err == nil {
+			p.load(n, info)
+		}
+		p.add(n) // unless it is there
+	}
+	p.jvm(home)
+	for _, d := range p.own {
+		p.jars("/" + d + "/bin")
+		p.jars("/" + d + "/lib")
+	}
+}
+
+// jvm adds what a JVM with this home reads at its start.
+func (p *predictor) jvm(home string) {
+	d := p.view.dir(home)
+	if d == nil || p.loaded["jvm "+d.path] {
+		return
+	}
+	p.loaded["jvm "+d.path] = true
+	for _, name := range javaStart {
+		n := p.view.file(home + "/" + name)
+		if n == nil {
+			n = p.view.file(home + "/jre/" + name)
+		}
+		switch {
+		case n == nil:
+		case path.Ext(name) == ".so":
+			if info, err := p.parse(n); err == nil {
+				p.load(n, info)
+			}
+		case name == "lib/modules":
+			p.modules(n)
+		default:
+			p.add(n)
+		}
+	}
+}
+
+// modules adds the index of the modules of a JDK, and what is behind it; the others are
+// looked up here and there. The format is that of jimage: 7 words, of which the fifth is the number of
+// entries in two tables of words, the sixth and the seventh the sizes of two areas.
+func (p *predictor) modules(n *node) {
+	const magic = 0xCAFEDADA
+	var hdr [28]byte
+	got, _ := p.readAt(n, hdr[:], 0)
+	if p.seen[n.object] {
+		return
+	}
+	order := binary.ByteOrder(binary.LittleEndian)
+	if order.Uint32(hdr[:]) != magic {
+		order = binary.BigEndian
+	}
+	if got < len(hdr) || order.Uint32(hdr[:]) != magic {
+		p.add(n)
+		return
+	}
+	index := int64(len(hdr)) + 8*int64(order.Uint32(hdr[16:])) + int64(order.Uint32(hdr[20:])) + int64(order.Uint32(hdr[24:]))
+	pieces := uint32((n.size + toc.PieceSize - 1) / toc.PieceSize)
+	first := uint32(min((index+startModules)/toc.PieceSize+1, int64(pieces)))
+	p.seen[n.object] = true
+	p.order = append(p.order, Item{Object: uint32(n.object), Pieces: first})
+	if first < pieces {
+		p.tables = append(p.tables, Item{Object: uint32(n.object), First: first, Pieces: pieces - first})
+	}
+}
+
+// jar adds an archive, its directory first, which is at its end.
+func (p *predictor) jar(n *node) {
+	if n == nil || n.size <= toc.PieceSize {
+		p.add(n)
+		return
+	}
+	if p.seen[n.object] {
+		return
+	}
+	p.seen[n.object] = true
+	last := uint32((n.size - 1) / toc.PieceSize)
+	p.order = append(p.order, Item{Object: uint32(n.object), First: last, Pieces: 1}, Item{Object: uint32(n.object), Pieces: last})
+}
+
+// jars adds the archives in a directory.
+func (p *predictor) jars(dir string) {
+	d := p.view.dir(dir)
+	if d == nil {
+		return
+	}
+	for _, name := range d.children {
+		if strings.HasSuffix(name, ".jar") {
+			p.jar(p.view.file(dir + "/" + name))
+		}
+	}
+}
