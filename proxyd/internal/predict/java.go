@@ -1,7 +1,10 @@
 package predict
 
 import (
+	"archive/zip"
+	"bytes"
 	"encoding/binary"
+	"io"
 	"path"
 	"strings"
 
@@ -124,18 +127,91 @@ func (p *predictor) modules(n *node) {
 	}
 }
 
-// jar adds an archive, its directory first, which is at its end.
+// jar adds an archive, its directory first, which is at its end, and those that its
+// manifest names.
 func (p *predictor) jar(n *node) {
-	if n == nil || n.size <= toc.PieceSize {
+	if n == nil || p.loaded["jar "+n.path] || len(p.loaded) >= p.limits.Modules {
+		return
+	}
+	p.loaded["jar "+n.path] = true
+	if n.size <= toc.PieceSize || p.seen[n.object] {
 		p.add(n)
-		return
+	} else {
+		p.seen[n.object] = true
+		last := uint32((n.size - 1) / toc.PieceSize)
+		p.order = append(p.order, Item{Object: uint32(n.object), First: last, Pieces: 1}, Item{Object: uint32(n.object), Pieces: last})
 	}
-	if p.seen[n.object] {
-		return
+	for _, name := range classPath(p.manifest(n)) {
+		p.jar(p.view.file(abs(parentOf(n.path), name)))
 	}
-	p.seen[n.object] = true
-	last := uint32((n.size - 1) / toc.PieceSize)
-	p.order = append(p.order, Item{Object: uint32(n.object), First: last, Pieces: 1}, Item{Object: uint32(n.object), Pieces: last})
+}
+
+// Limits of an archive whose manifest is read.
+const (
+	maxDirectory = 1 << 20 // bytes of its directory
+	maxManifest  = 256 << 10
+)
+
+// manifest returns META-INF/MANIFEST.MF of an archive, if its directory is small.
+func (p *predictor) manifest(n *node) []byte {
+	tail := make([]byte, min(n.size, 1<<16))
+	got, _ := p.readAt(n, tail, n.size-int64(len(tail)))
+	tail = tail[:got]
+	at := bytes.LastIndex(tail, []byte("PK\x05\x06"))
+	if at < 0 || got-at < 22 {
+		return nil
+	}
+	// What archive/zip allocates for is bounded here, and by the fields being small: with
+	// 64 bits they would be anything (archive/zip: readDirectoryEnd).
+	end := tail[at:]
+	entries, size, offset := binary.LittleEndian.Uint16(end[10:]), binary.LittleEndian.Uint32(end[12:]), binary.LittleEndian.Uint32(end[16:])
+	if entries == 0xffff || size == 0xffff || size > maxDirectory || offset == 0xffffffff || 22+int(binary.LittleEndian.Uint16(end[20:])) > len(end) {
+		return nil
+	}
+	z, err := zip.NewReader(nodeReader{p, n}, n.size)
+	if err != nil {
+		return nil
+	}
+	for _, f := range z.File {
+		if f.Name != "META-INF/MANIFEST.MF" {
+			continue
+		}
+		r, err := f.Open()
+		if err != nil {
+			return nil
+		}
+		b, _ := io.ReadAll(io.LimitReader(r, maxManifest))
+		_ = r.Close()
+		return b
+	}
+	return nil
+}
+
+// nodeReader reads a node within the budget.
+type nodeReader struct {
+	p *predictor
+	n *node
+}
+
+// ReadAt implements io.ReaderAt.
+func (r nodeReader) ReadAt(b []byte, off int64) (int, error) {
+	n, err := r.p.readAt(r.n, b, off)
+	if err == nil && n < len(b) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+// classPath returns what the Class-Path of a manifest names. Lines that begin with a
+// space go on with the one before.
+func classPath(manifest []byte) []string {
+	text := strings.NewReplacer("\r\n ", "", "\n ", "").Replace(string(manifest))
+	for line := range strings.Lines(text) {
+		if names, ok := strings.CutPrefix(line, "Class-Path:"); ok {
+			return strings.Fields(names)
+		}
+	}
+	return nil
 }
 
 // jars adds the archives in a directory.

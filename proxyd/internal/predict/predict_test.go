@@ -1,11 +1,13 @@
 package predict
 
 import (
+	"archive/zip"
 	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path"
@@ -309,6 +311,7 @@ func FuzzOrder(f *testing.F) {
 	f.Add([]byte("include /etc/*.conf\n/lib\n"), uint8(4))
 	f.Add([]byte(`{"exports":[{"require":{"default":"./a"}}],"main":"..","scripts":{"start":"npm start"}}`), uint8(5))
 	f.Add([]byte("require 'm'; require_relative('../prog')\nautoload :X, 'prog'\ngem 'm'\nload Gem.bin_path('m', 'x')"), uint8(7))
+	f.Add([]byte("PK\x05\x06\x00\x00\x00\x00\x01\x00\x01\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00"), uint8(9))
 	f.Fuzz(func(t *testing.T, b []byte, kind uint8) {
 		ls := &tree{}
 		ls.host(t, "/bin/true")
@@ -427,6 +430,31 @@ func TestWhatARunHardlyReads(t *testing.T) {
 	}
 	if end := last.First + last.Pieces; count(order) != uint32((len(prog)+toc.PieceSize-1)/toc.PieceSize) || count(order)-end < archive/toc.PieceSize {
 		t.Errorf("got %d pieces, of which those before %d are for debuggers: want what was appended after them", count(order), end)
+	}
+}
+
+// The manifest of an archive names others, beside it.
+func TestClassPathOfAnArchive(t *testing.T) {
+	archive := func(manifest string) string {
+		var b bytes.Buffer
+		z := zip.NewWriter(&b)
+		w, err := z.Create("META-INF/MANIFEST.MF")
+		if err == nil {
+			_, err = io.WriteString(w, manifest)
+		}
+		if err := errors.Join(err, z.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	tr := newTree(map[string]string{
+		"usr/bin/java*": "j", "app/run.jar": archive("Main-Class: Main\r\nClass-Path: dep/a.jar dep/b\r\n .jar\r\n"),
+		"app/dep/a.jar": archive("Class-Path: ../run.jar c.jar\n"), "app/dep/b.jar": "no archive", "app/dep/c.jar": "c", "app/dep/aaa.jar": "unrelated",
+	})
+	got := tr.paths(t, Config{Cmd: []string{"java", "-jar", "/app/run.jar"}})
+	want := []string{"usr/bin/java", "app/run.jar", "app/dep/a.jar", "app/dep/c.jar", "app/dep/b.jar", "app/dep/aaa.jar"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
 	}
 }
 

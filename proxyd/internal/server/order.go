@@ -25,7 +25,7 @@ const orderStatic = "static"
 
 // orderVersion is the first byte of a stored order. It changes with the
 // predictor, so that orders of an older one are computed again.
-const orderVersion = 16
+const orderVersion = 17
 
 // order returns the order of sending: the stored one, or the predicted one,
 // which is stored.
