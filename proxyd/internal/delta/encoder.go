@@ -127,16 +127,14 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 	if j.method == patch.HD {
 		o.Ahead = near // a reader may wait for the first segment
 	}
-	var sum, plain int
+	var sum, plain, made int
 	err := patch.Encode(ctx, readObject(old, from.Number, j.base), readObject(nw, to.Number, j.object), j.base.Size, j.object.Size,
 		o, func(piece int, s []byte) error {
-			if j.useless() {
-				return errNoGain
-			}
 			if piece == patch.Head {
 				j.head = bytes.Clone(s)
 				return nil
 			}
+			made += j.object.PieceLen(piece)
 			stored := nw.Stored(to.Number, piece)
 			seg, size := newSegment(s, j.object.Size)
 			if piece == 0 {
@@ -156,8 +154,9 @@ func (e *Encoder) run(ctx context.Context, j *job, old, nw Pack, from, to Source
 			j.put(piece, seg)
 			return nil
 		})
-	if took := time.Since(start); err == nil && j.object.Size >= 1<<20 {
-		e.learn(j.method, float64(j.object.Size)/took.Seconds())
+	// What was left out says nothing; and RD goes through all of an object, whatever it makes.
+	if took := time.Since(start); err == nil && made >= 1<<20 && (j.method == patch.HD || int64(made) == j.object.Size) {
+		e.learn(j.method, float64(made)/took.Seconds())
 	}
 	return err
 }

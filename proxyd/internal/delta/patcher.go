@@ -3,6 +3,7 @@ package delta
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -74,7 +75,6 @@ type job struct {
 	n       int                 // guarded by mu: pieces done with
 	made    int                 // guarded by mu: segments made
 	recent  [lastPass]time.Time // guarded by mu: when the last of them were, in a ring
-	given   int                 // guarded by mu: pieces sent plain
 	looking bool                // guarded by mu: the patch was made before, for all that is known
 	started time.Time           // guarded by mu
 	first   time.Time           // guarded by mu: when the first piece was made
@@ -265,7 +265,6 @@ func (p *Patcher) take(object uint32, piece int, stored int64, waited time.Durat
 	// The stream would wait for all of the object, a little for each piece.
 	wait, rest := p.left(j, piece)
 	if s.plain || j.done || hurry || waited+rest > p.patience(plain, hot) {
-		j.given++
 		j.pieces[piece].plain = true
 		return j, segment{}, nil, 0
 	}
@@ -279,11 +278,11 @@ func (j *job) skip(piece int) bool {
 	return j.pieces[piece].plain
 }
 
-// useless tells whether all pieces of j were sent without it.
+// useless tells whether all pieces of j were sent.
 func (j *job) useless() bool {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	return j.given >= len(j.pieces)
+	return !slices.ContainsFunc(j.pieces, func(s segment) bool { return !s.plain })
 }
 
 // left is the time that a piece, and all that is left of the object, will probably take to

@@ -117,14 +117,7 @@ func TestStreamPatches(t *testing.T) {
 	// A slow link waits for patches.
 	pt := patcherFor(f, old, p, nil)
 	pt.Rate = 1e3
-	b := bundleWithHeader(t, func(w *wire.Writer) error {
-		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
-	})
-	w := newWorker()
-	w.bases = old
-	if err := w.receive(f.img.Objects, b); err != nil {
-		t.Fatal(err)
-	}
+	w, b := patched(t, f, old, p, Steer{Patcher: pt})
 	var pieces []Item
 	for _, it := range p.Items {
 		for i := range it.Pieces {
@@ -154,13 +147,7 @@ func TestStreamDoesNotWaitForABusyEncoder(t *testing.T) {
 			if err := pt.Encoder.cpu.Acquire(t.Context(), 2); err != nil {
 				t.Fatal(err)
 			}
-			b := bundleWithHeader(t, func(w *wire.Writer) error {
-				return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
-			})
-			w := newWorker()
-			if err := w.receive(f.img.Objects, b); err != nil {
-				t.Fatal(err)
-			}
+			w, _ := patched(t, f, old, p, Steer{Patcher: pt})
 			if w.kinds[wire.KindSegment] != 0 {
 				t.Errorf("got %d segments of an encoder that does not run", w.kinds[wire.KindSegment])
 			}
@@ -187,14 +174,7 @@ func TestUrgentPassesAWaitForAPatch(t *testing.T) {
 		return []Item{{Object: wanted, Pieces: 1}}
 	}
 	skip := func(object uint32, _ int) bool { return object == wanted }
-	b := bundleWithHeader(t, func(w *wire.Writer) error {
-		return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt, Urgent: urgent, Skip: skip})
-	})
-	w := newWorker()
-	w.bases = old
-	if err := w.receive(f.img.Objects, b); err != nil {
-		t.Fatal(err)
-	}
+	w, _ := patched(t, f, old, p, Steer{Patcher: pt, Urgent: urgent, Skip: skip})
 	if len(w.pieces) == 0 || w.pieces[0].Object != wanted {
 		t.Errorf("got %v first, want object %d, for which a reader waits", w.pieces[:min(len(w.pieces), 1)], wanted)
 	}
@@ -258,14 +238,7 @@ func TestStreamUsesStoredPatches(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		b := bundleWithHeader(t, func(w *wire.Writer) error {
-			return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
-		})
-		w := newWorker()
-		w.bases = old
-		if err := w.receive(f.img.Objects, b); err != nil {
-			t.Fatal(name, err)
-		}
+		w, _ := patched(t, f, old, p, Steer{Patcher: pt})
 		if got := w.kinds[wire.KindSegment]; failure == nil && got == 0 || failure != nil && got != 0 {
 			t.Errorf("%s: got %d segments", name, got)
 		} else if failure == nil && len(w.frames) >= got {
@@ -286,17 +259,51 @@ func TestStreamWaitsForStoredPatches(t *testing.T) {
 		if err := pt.Encoder.cpu.Acquire(t.Context(), 2); err != nil {
 			t.Fatal(err)
 		}
-		b := bundleWithHeader(t, func(w *wire.Writer) error {
-			return Stream(t.Context(), w, f.img, p, f.packs, Steer{Patcher: pt})
-		})
-		w := newWorker()
-		w.bases = old
-		if err := w.receive(f.img.Objects, b); err != nil {
-			t.Fatal(err)
+		w, _ := patched(t, f, old, p, Steer{Patcher: pt})
+		if look > maxLook && pt.slow != maxSlow {
+			t.Errorf("the stream waited for %d lookups, want %d", pt.slow, maxSlow)
 		}
 		if got := w.kinds[wire.KindSegment]; (got > 0) != (look < maxLook) {
 			t.Errorf("got %d segments from a store that needs %v for each object", got, look)
 		}
+	}
+}
+
+// patched streams a plan to a worker that has old, and returns it and what was sent.
+func patched(t *testing.T, f, old *fixture, p *Plan, steer Steer) (*worker, []byte) {
+	t.Helper()
+	b := bundleWithHeader(t, func(w *wire.Writer) error {
+		return Stream(t.Context(), w, f.img, p, f.packs, steer)
+	})
+	w := newWorker()
+	w.bases = old
+	if err := w.receive(f.img.Objects, b); err != nil {
+		t.Fatal(err)
+	}
+	return w, b
+}
+
+// How fast patches are made is learned from those that are made: what was sent plain
+// meanwhile takes no time.
+func TestPaceIsOfWhatIsMade(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 9))
+	before, after := newLayer(), newLayer()
+	content := randomBytes(r, 5*toc.PieceSize)
+	before.file(t, "f", content)
+	after.file(t, "f", append(bytes.Clone(content), "more"...))
+	old, f := newFixture(t, before), newFixture(t, after)
+	from, to := &old.img.Objects[0], &f.img.Objects[0]
+	j := &job{object: to, base: from, method: patch.HD, pieces: make([]segment, to.NumPieces()), change: make(chan struct{})}
+	for i := range j.pieces[1:] {
+		j.pieces[1+i].plain = true
+	}
+	e := NewEncoder(1, 64<<20, nil)
+	pace := e.pace[0].Load()
+	if err := e.run(t.Context(), j, old.all[0], f.all[0], Source{Object: from}, Source{Object: to}); err != nil || j.made != 1 {
+		t.Errorf("error %v, %d segments made, want 1", err, j.made)
+	}
+	if got := e.pace[0].Load(); got != pace {
+		t.Errorf("one piece of %d changed the pace from %d to %d bytes a second", len(j.pieces), pace, got)
 	}
 }
 

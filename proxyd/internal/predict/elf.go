@@ -28,7 +28,7 @@ const (
 	// that only other libraries need, a start hardly ever runs anything.
 	largeFile, largeDeepFile = 16 << 20, 4 << 20
 	// largeTable is the size, in bytes, from which data is taken for a table in which few
-	// places are looked up, as ICU's of all languages: half of the bytes of Node.
+	// places are looked up, as ICU's of all languages: a quarter of the bytes of Node.
 	largeTable = 2 << 20
 )
 
@@ -337,6 +337,13 @@ func (p *predictor) load(n *node, info *binaryInfo) {
 		}
 	}
 	p.order = append(p.order, code...)
+}
+
+// loadFile adds an ELF file that is loaded while a program runs, with its libraries.
+func (p *predictor) loadFile(n *node) {
+	if info, err := p.parse(n); err == nil {
+		p.load(n, info)
+	}
 }
 
 // addLoading adds an ELF file, or of a large one the pieces that loading it touches, and

@@ -57,15 +57,12 @@ func (p *predictor) java(n *node, argv []string, dir string) {
 // the libraries beside the script.
 func (p *predictor) javaHome() {
 	home := p.env["JAVA_HOME"]
-	if home == "" || p.view.file(home+"/bin/java") == nil {
+	n := p.view.file(home + "/bin/java")
+	if home == "" || n == nil {
 		return
 	}
-	if n := p.view.file(home + "/bin/java"); !p.seen[n.object] {
-		if info, err := p.parse(n); err == nil {
-			p.load(n, info)
-		}
-		p.add(n) // unless it is there
-	}
+	p.loadFile(n)
+	p.add(n) // unless it is there
 	p.jvm(home)
 	for _, d := range p.own {
 		p.jars("/" + d + "/bin")
@@ -88,9 +85,7 @@ func (p *predictor) jvm(home string) {
 		switch {
 		case n == nil:
 		case path.Ext(name) == ".so":
-			if info, err := p.parse(n); err == nil {
-				p.load(n, info)
-			}
+			p.loadFile(n)
 		case name == "lib/modules":
 			p.modules(n)
 		default:
@@ -100,8 +95,9 @@ func (p *predictor) jvm(home string) {
 }
 
 // modules adds the index of the modules of a JDK, and what is behind it; the others are
-// looked up here and there. The format is that of jimage: 7 words, of which the fifth is the number of
-// entries in two tables of words, the sixth and the seventh the sizes of two areas.
+// looked up here and there. The format is that of jimage: 7 words, of which the fifth is
+// the number of entries in two tables of words, the sixth and the seventh the sizes of two
+// areas.
 func (p *predictor) modules(n *node) {
 	const magic = 0xCAFEDADA
 	var hdr [28]byte

@@ -76,9 +76,7 @@ func (p *predictor) module(name, dir string, depth int) {
 	p.add(file)
 	switch path.Ext(file.path) {
 	case ".node":
-		if info, err := p.parse(file); err == nil {
-			p.load(file, info)
-		}
+		p.loadFile(file)
 		return
 	case ".json", ".wasm":
 		return

@@ -101,6 +101,7 @@ type predictor struct {
 	objects Objects
 	limits  Limits
 	left    int64 // of limits.Bytes
+	walked  int   // names in directories that were gone through
 	cfg     Config
 	env     map[string]string
 
@@ -148,7 +149,7 @@ const maxServed = 64
 
 // serve adds small files of a web root, those in its directories last.
 func (p *predictor) serve(root string, left *int) {
-	d := p.view.dir(root)
+	d := p.list(root)
 	if d == nil || strings.Count(root, "/") > 8 {
 		return
 	}
@@ -212,7 +213,7 @@ func (p *predictor) plugins() {
 // configured notes the shared objects that the configuration in a directory names. What
 // is merely available there is not in use.
 func (p *predictor) configured(dir string, named map[string]bool, depth int) {
-	d := p.view.dir(dir)
+	d := p.list(dir)
 	if d == nil || depth > 4 || strings.HasSuffix(dir, "-available") {
 		return
 	}
@@ -233,7 +234,7 @@ func (p *predictor) configured(dir string, named map[string]bool, depth int) {
 // loadDir loads the shared objects of a directory and of those below it: the named ones,
 // or all if none are.
 func (p *predictor) loadDir(dir string, named map[string]bool, left *int, depth int) {
-	d := p.view.dir(dir)
+	d := p.list(dir)
 	if d == nil || depth > 3 {
 		return
 	}
@@ -248,15 +249,27 @@ func (p *predictor) loadDir(dir string, named map[string]bool, left *int, depth 
 			continue
 		}
 		*left--
-		if info, err := p.parse(n); err == nil {
-			p.load(n, info)
-		}
+		p.loadFile(n)
 	}
+}
+
+// maxWalked bounds the names in directories that are gone through. Symlinks to a
+// directory above make any number of them.
+const maxWalked = 1 << 20
+
+// list returns a directory that is to be gone through, or nil.
+func (p *predictor) list(dir string) *node {
+	d := p.view.dir(dir)
+	if d == nil || p.walked >= maxWalked || p.ctx.Err() != nil {
+		return nil
+	}
+	p.walked += 1 + len(d.children)
+	return d
 }
 
 // addDir adds the files of a directory and those below it, if all are small.
 func (p *predictor) addDir(dir string, limit int64) {
-	d := p.view.dir(dir)
+	d := p.list(dir)
 	if d == nil {
 		return
 	}

@@ -296,6 +296,21 @@ func TestOrderIsBounded(t *testing.T) {
 	}
 }
 
+// Symlinks to the directory that they are in make it endlessly deep, and as wide as there
+// are of them.
+func TestOrderOfLoops(t *testing.T) {
+	files := map[string]string{"usr/bin/served*": "s", "etc/served/a.conf": "load a.so", "usr/lib/served/a.so": "x", "var/www/a": "served"}
+	for _, dir := range []string{"etc/served", "usr/lib/served", "var/www"} {
+		for i := range 100 {
+			files[fmt.Sprintf("%s/loop%d", dir, i)] = "-> ."
+		}
+	}
+	tr := newTree(files)
+	if got := tr.paths(t, Config{Cmd: []string{"served"}}); len(got) != len(tr.contents) || got[0] != "usr/bin/served" {
+		t.Errorf("got %v, want all %d objects, the program first", got, len(tr.contents))
+	}
+}
+
 // FuzzOrder runs arbitrary bytes as program, script, module and configuration.
 func FuzzOrder(f *testing.F) {
 	for _, name := range []string{"/bin/ls", "/bin/true"} {

@@ -225,9 +225,7 @@ func (p *predictor) pyLoad(file string, source *node, parent string, isPackage b
 	}
 	p.loaded[source.path] = true
 	if strings.HasSuffix(source.path, ".so") {
-		if info, err := p.parse(source); err == nil {
-			p.load(source, info)
-		}
+		p.loadFile(source)
 		return
 	}
 	code := p.compiled(file)

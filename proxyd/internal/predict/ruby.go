@@ -73,7 +73,6 @@ const maxLooks = 4 << 20
 func (r *rubyLoader) find(dir string) {
 	p := r.p
 	for _, root := range []string{"/usr/local/lib/ruby", "/usr/lib/ruby"} {
-		versions := r.versions(root)
 		for _, kind := range []string{"/site_ruby", "/vendor_ruby"} {
 			for _, v := range r.versions(root + kind) {
 				r.path(v)
@@ -81,7 +80,7 @@ func (r *rubyLoader) find(dir string) {
 			}
 			r.path(root + kind)
 		}
-		for _, v := range versions {
+		for _, v := range r.versions(root) {
 			r.path(v)
 			r.platforms(v)
 		}
@@ -103,13 +102,12 @@ func (r *rubyLoader) find(dir string) {
 	}
 	for _, g := range r.gemDirs {
 		for _, gem := range r.children(g + "/gems") {
-			if len(r.gems) >= maxDirs {
-				return
-			}
-			r.gems = append(r.gems, gem+"/lib")
-			for _, platform := range r.children(g + "/extensions") {
-				for _, abi := range r.children(platform) {
-					r.gems = append(r.gems, abi+"/"+path.Base(gem))
+			r.gem(gem + "/lib")
+		}
+		for _, platform := range r.children(g + "/extensions") {
+			for _, abi := range r.children(platform) {
+				for _, gem := range r.children(abi) {
+					r.gem(gem)
 				}
 			}
 		}
@@ -120,8 +118,14 @@ func (r *rubyLoader) find(dir string) {
 const maxDirs = 1024
 
 func (r *rubyLoader) path(dir string) {
-	if r.p.view.dir(dir) != nil && len(r.paths) < maxDirs {
+	if len(r.paths) < maxDirs && r.p.view.dir(dir) != nil {
 		r.paths = append(r.paths, dir)
+	}
+}
+
+func (r *rubyLoader) gem(dir string) {
+	if len(r.gems) < maxDirs && r.p.view.dir(dir) != nil {
+		r.gems = append(r.gems, dir)
 	}
 }
 
@@ -146,7 +150,7 @@ func (r *rubyLoader) versions(root string) (dirs []string) {
 
 // children are the directories in a directory.
 func (r *rubyLoader) children(dir string) (dirs []string) {
-	d := r.p.view.dir(dir)
+	d := r.p.list(dir)
 	if d == nil {
 		return nil
 	}
@@ -264,9 +268,7 @@ func (r *rubyLoader) follow(n *node, depth int) {
 	}
 	if path.Ext(n.path) == ".so" {
 		p.loaded[n.path] = true
-		if info, err := p.parse(n); err == nil {
-			p.load(n, info)
-		}
+		p.loadFile(n)
 		return
 	}
 	r.source(n, p.script(n), depth)

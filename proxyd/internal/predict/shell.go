@@ -9,8 +9,8 @@ import (
 // variable is how a script names one, alone within quotes or not.
 var variable = regexp.MustCompile(`"\$\{?(\w+)\}?"|\$(\w+)|\$\{(\w+)\}`)
 
-// expand puts in what the image's configuration says that variables hold.
-func (p *predictor) expand(line string) string {
+// substitute puts in what the image's configuration says that variables hold.
+func (p *predictor) substitute(line string) string {
 	if !strings.Contains(line, "$") {
 		return line
 	}
@@ -59,7 +59,7 @@ func (p *predictor) text(script string, args []string, dir string, depth int) {
 		if strings.HasPrefix(strings.TrimSpace(line), "#") {
 			continue
 		}
-		line = p.expand(line)
+		line = p.substitute(line)
 		if !ranArgs && (strings.Contains(line, `exec "$@"`) || strings.Contains(line, "exec $@") || strings.Contains(line, "exec $*")) {
 			ranArgs = true
 			p.arguments(args, dir, depth)
